@@ -1,0 +1,195 @@
+"""Trainer: the core's, given torch's parts and flags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parhelion.errors import InvalidValueError
+from parhelion.training import BackendParts, TrainerOptions, TrainingUnit
+from parhelion.training import Trainer as CoreTrainer
+
+from .arrays import TorchArrays
+from .data import loader_for
+from .placement import Placement
+from .randomness import Randomness
+from .world import World, discover_world
+
+__all__ = ["Trainer"]
+
+
+class Trainer(CoreTrainer):
+    """Trains, validates and tests a model with torch.
+
+    Args:
+        run_name: how the run's checkpoints and logs are named; the model's save name if empty.
+        train_unit: what ``total_steps``, ``valid_frequency`` and ``chkpt_frequency`` count: epochs, or updates.
+        total_steps: where the run ends; ``math.inf`` for never. 0 trains nothing.
+        valid_frequency: units between validations; None for none.
+        chkpt_frequency: units between checkpoints; None for a last one only.
+        print_frequency: updates between rows of the log; None for none but validations'.
+        accumulation_steps: batches per update.
+        enable_cudnn_benchmark: let cuDNN try its algorithms and take the fastest.
+        enable_deterministic: use deterministic kernels only, so that weights are the same bits again.
+        early_stop_cycles: validations without an improvement after which training stops; None or 0 for never.
+        use_cpu: train on the CPU although there is a GPU.
+        gpus: ids of the GPUs to train on; None for the first, one per process.
+        random_seed: an integer in [0, 2**64) that keys initialization and steps; 6691 if None.
+        enable_tensorboard: write event files to ``run_path``.
+        enable_file_logging: write a log file to ``log_path``.
+        enable_progress_bar: show a progress bar where there is a terminal.
+        chkpt_root: folder under which checkpoints go, in a folder of the model's name; None for no checkpoints.
+        log_path: folder of log files.
+        run_path: folder of TensorBoard runs.
+        src_root: folder whose modules are imported so that their registrations run.
+        import_prefix: what their names begin with.
+        print_banner: print versions and facts at the start.
+        chkpt_every_iterations: updates between checkpoints, beside ``chkpt_frequency``.
+        chkpt_every_seconds: seconds after which the next update saves a checkpoint.
+        chkpt_keep_last: how many checkpoints are kept; None for all. The best one is always kept.
+        limit_batches: batches after which an epoch and an evaluation end early.
+        dry_run: one update and one validation batch, without writing anything.
+        nan_guard: stop with an error when a loss is NaN or infinite.
+
+    Raises:
+        InvalidValueError: (a ValueError) an argument cannot work; the message names it.
+    """
+
+    def __init__(
+        self,
+        run_name: str = "",
+        train_unit: TrainingUnit | str = TrainingUnit.EPOCH,
+        total_steps: int | float = 0,
+        valid_frequency: int | None = None,
+        chkpt_frequency: int | None = None,
+        print_frequency: int | None = None,
+        accumulation_steps: int = 1,
+        enable_cudnn_benchmark: bool = False,
+        enable_deterministic: bool = False,
+        early_stop_cycles: int | None = None,
+        use_cpu: bool | None = None,
+        gpus: list[int] | None = None,
+        random_seed: int | None = None,
+        enable_tensorboard: bool = False,
+        enable_file_logging: bool = False,
+        enable_progress_bar: bool = False,
+        chkpt_root: Path | str | None = None,
+        log_path: Path | str | None = None,
+        run_path: Path | str | None = None,
+        src_root: Path | str | None = None,
+        import_prefix: str = "",
+        print_banner: bool = True,
+        *,
+        chkpt_every_iterations: int | None = None,
+        chkpt_every_seconds: float | None = None,
+        chkpt_keep_last: int | None = None,
+        limit_batches: int | None = None,
+        dry_run: bool = False,
+        nan_guard: bool = True,
+    ) -> None:
+        options = TrainerOptions(
+            run_name=run_name,
+            train_unit=train_unit,
+            total_steps=total_steps,
+            valid_frequency=valid_frequency,
+            chkpt_frequency=chkpt_frequency,
+            print_frequency=print_frequency,
+            accumulation_steps=accumulation_steps,
+            early_stop_cycles=early_stop_cycles,
+            random_seed=random_seed,
+            enable_tensorboard=enable_tensorboard,
+            enable_file_logging=enable_file_logging,
+            enable_progress_bar=enable_progress_bar,
+            chkpt_root=chkpt_root,
+            log_path=log_path,
+            run_path=run_path,
+            src_root=src_root,
+            import_prefix=import_prefix,
+            print_banner=print_banner,
+            chkpt_every_iterations=chkpt_every_iterations,
+            chkpt_every_seconds=chkpt_every_seconds,
+            chkpt_keep_last=chkpt_keep_last,
+            limit_batches=limit_batches,
+            dry_run=dry_run,
+            nan_guard=nan_guard,
+        )
+        if enable_deterministic and enable_cudnn_benchmark:
+            raise InvalidValueError(
+                "enable_deterministic and enable_cudnn_benchmark are both True; expected one at most, since the "
+                "benchmark may take another algorithm each time."
+            )
+        world = discover_world()
+        gpu_ids = _choose_gpus(use_cpu, gpus)
+        device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
+        super().__init__(
+            options, _parts(device, gpu_ids, world, lambda: _switches(enable_deterministic, enable_cudnn_benchmark))
+        )
+
+
+def _choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
+    """Return the ids of the GPUs to train on; none for the CPU."""
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if use_cpu and gpus:
+        raise InvalidValueError(f"use_cpu is True and gpus is {gpus}; expected one of them. Leave out use_cpu.")
+    if gpus is None:
+        return [0] if visible and not use_cpu else []
+    if not gpus and not use_cpu:
+        raise InvalidValueError("gpus is []; expected ids of GPUs, or use_cpu=True for the CPU.")
+    unknown = [gpu for gpu in gpus if isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < visible]  # pyright: ignore[reportUnnecessaryIsInstance]
+    if unknown:
+        there = f"ids from 0 to {visible - 1}" if visible else "none, since torch finds no GPU"
+        raise InvalidValueError(f"gpus has {unknown}; expected {there}. Pass use_cpu=True to train on the CPU.")
+    if len(gpus) > 1:
+        raise InvalidValueError(f"gpus is {gpus}; expected one id, since this release trains in one process.")
+    return list(gpus)
+
+
+def _parts(
+    device: torch.device, gpu_ids: list[int], world: World, switches: Any
+) -> BackendParts:
+    """Return torch's parts of the core's trainer."""
+
+    def describe() -> Mapping[str, str]:
+        return {"backend": f"torch {torch.__version__}"}
+
+    return BackendParts(
+        name="torch",
+        device=device,
+        gpu_ids=gpu_ids,
+        map_loc=str(device),
+        placement=Placement(device),
+        randomness=Randomness(device),
+        world=world,
+        arrays=TorchArrays(),
+        create_dataloader=loader_for,
+        switches=switches,
+        describe=describe,
+    )
+
+
+@contextmanager
+def _switches(deterministic: bool, benchmark: bool) -> Generator[None]:
+    """Set torch's global flags for the time of a run."""
+    cudnn = torch.backends.cudnn
+    former = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+    )
+    if deterministic:
+        # cuBLAS reads it when it is first used; without it torch refuses its kernels in this mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(mode=True)
+        cudnn.deterministic = True
+    cudnn.benchmark = benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former[0], warn_only=former[1])
+        cudnn.deterministic, cudnn.benchmark = former[2], former[3]

@@ -1,0 +1,176 @@
+"""The sampler for a data set: the one that its params ask for, checked against them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.sampling import SAMPLER_REGISTRY, ResumableSampler, ResumableSamplerType, Shard, Tail
+from parhelion.seeds import check_seed
+
+from ._params import COLLATE_FN_REGISTRY, DataLoaderParams, DatasetSplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parhelion.registry import Registry
+
+    from ._protocols import CollateFn
+
+__all__ = ["check_params", "choose_sampler", "count_batches", "get_collate_fn"]
+
+
+def choose_sampler(
+    dataset: Any,
+    params: DataLoaderParams,
+    split: DatasetSplit,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    registry: Registry[Callable[..., ResumableSamplerType]] = SAMPLER_REGISTRY,
+) -> ResumableSamplerType:
+    """Return the sampler for a data set: it gives this rank's part, and the tail as the split needs it.
+
+    That is the params' sampler if they have one, else the distributed one where ranks share the data, else
+    the random one for ``shuffle``, else the sequential one. A training tail is padded up to a multiple of the
+    ranks, an evaluation's never; ``drop_last`` leaves it out.
+
+    Args:
+        dataset: has a length.
+        params: what the user asked for.
+        split: what the data is for.
+        rank: this rank, where ``params.is_distributed``.
+        world: number of ranks, where ``params.is_distributed``.
+        registry: where the samplers are looked up by name.
+
+    Raises:
+        InvalidTypeError: the sampler is not resumable, or the dataset has no length.
+        InvalidValueError: the sampler has another batch size, the dataset is empty or has not one full batch
+            where only full ones are wanted, or several ranks would drop records of an evaluation.
+        UnknownNameError: no sampler is registered under the name.
+    """
+    if not params.is_distributed:
+        rank, world = 0, 1
+    sampler = params.sampler
+    if sampler is None:
+        sampler = _get_default_name(params)
+    if isinstance(sampler, str):
+        sampler = _create(registry.get(sampler), dataset, params, rank, world)
+    _check_sampler(sampler, params)
+    shard = sampler.shard
+    if shard.world == 1 < world:
+        # A sampler that knows nothing of ranks would give all of them the same records.
+        shard = attrs.evolve(shard, rank=rank, world=world)
+    shard = attrs.evolve(shard, tail=_choose_tail(shard, params, split))
+    sampler.reshard(shard)
+    _check_batches(sampler, split)
+    return sampler
+
+
+def check_params(params: DataLoaderParams) -> DataLoaderParams:
+    """Return ``params`` if their numbers can work.
+
+    Raises:
+        InvalidTypeError: a number is none, or the collate function cannot be called.
+        InvalidValueError: a number is out of range.
+    """
+    check_seed(params.random_seed)
+    Shard(params.batch_size)
+    workers: Any = params.num_workers
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise InvalidTypeError(
+            f"num_workers is {workers!r}; expected an integer >= 0. 0 loads in this process."
+        )
+    if workers < 0:
+        raise InvalidValueError(
+            f"num_workers is {workers}; expected an integer >= 0. 0 loads in this process."
+        )
+    return params
+
+
+def get_collate_fn(collate_fn: CollateFn | str | None) -> CollateFn | None:
+    """Return the collate function that was asked for, or None for the default one.
+
+    Raises:
+        InvalidTypeError: it cannot be called.
+        UnknownNameError: no collate function is registered under the name.
+    """
+    if isinstance(collate_fn, str):
+        found = COLLATE_FN_REGISTRY.get(collate_fn)
+        return None if found is COLLATE_FN_REGISTRY.get("default") else found
+    if collate_fn is not None and not callable(collate_fn):
+        raise InvalidTypeError(
+            f"collate_fn is {collate_fn!r}; expected a function of a list of records, or a registered name. "
+            "Leave it out to stack arrays."
+        )
+    return collate_fn
+
+
+def count_batches(sampler: ResumableSampler) -> int:
+    """Return how many batches this rank gets in a whole epoch; one that would be empty is not counted."""
+    return -(-sampler.shard.num_samples(sampler.size) // sampler.batch_size)
+
+
+def _get_default_name(params: DataLoaderParams) -> str:
+    if params.is_distributed:
+        return "ResumableDistributedSampler"
+    return "ResumableRandomSampler" if params.shuffle else "ResumableSequentialSampler"
+
+
+def _create(
+    entry: Callable[..., ResumableSamplerType], dataset: Any, params: DataLoaderParams, rank: int, world: int
+) -> ResumableSamplerType:
+    """Return what ``entry`` makes of the dataset and those of the params that it has a parameter for."""
+    given = {
+        "batch_size": params.batch_size,
+        "seed": params.random_seed,
+        "shuffle": params.shuffle,
+        "rank": rank,
+        "num_replicas": world,
+    }
+    taken = inspect.signature(entry).parameters
+    return entry(dataset, **{name: value for name, value in given.items() if name in taken})
+
+
+def _check_sampler(sampler: Any, params: DataLoaderParams) -> None:
+    if not isinstance(sampler, ResumableSampler):
+        raise InvalidTypeError(
+            f"sampler is a {type(sampler).__name__}; expected one derived from ResumableSampler or "
+            "ResumableDistributedSampler, which can be resumed. Derive it, or leave sampler out and set "
+            "shuffle."
+        )
+    if sampler.batch_size != params.batch_size:
+        raise InvalidValueError(
+            f"batch_size of the sampler is {sampler.batch_size} and that of the loader {params.batch_size}; "
+            f"expected the same. Make the sampler with batch_size={params.batch_size}."
+        )
+
+
+def _choose_tail(shard: Shard, params: DataLoaderParams, split: DatasetSplit) -> Tail:
+    if params.drop_last:
+        tail = Tail.DROP
+    elif shard.tail in (Tail.DROP, Tail.TRIM):
+        # The sampler's own drop_last.
+        tail = shard.tail
+    else:
+        tail = Tail.PAD if split is DatasetSplit.TRAIN else Tail.MASK
+    if tail is not Tail.MASK and split is not DatasetSplit.TRAIN and shard.world > 1:
+        raise InvalidValueError(
+            f"drop_last is True for the {split.name.lower()} split on {shard.world} ranks; expected False, "
+            "for what is left out would depend on the number of ranks and the metrics with it. Set "
+            "drop_last=False: no record is repeated to fill the last batch."
+        )
+    return tail
+
+
+def _check_batches(sampler: ResumableSampler, split: DatasetSplit) -> None:
+    shard, size = sampler.shard, sampler.size
+    if shard.num_batches(size) == 0:
+        raise InvalidValueError(
+            f"drop_last is True and the {split.name.lower()} data has {size} records, but a batch of all "
+            f"ranks takes {shard.global_batch} ({shard.world} x batch_size {shard.batch_size}), so no batch "
+            f"is left; expected at least that many records. Lower batch_size, or set drop_last=False."
+        )

@@ -1,0 +1,343 @@
+"""Where every random number comes from: a seed, mixed with what it is for.
+
+Seeds are never added to: ``seed + epoch`` makes run 0's second epoch run 1's first. :func:`derive` hashes the
+seed together with its purpose instead, so neighbours have nothing in common.
+
+What a dataset draws for one record is keyed by (split, seed, epoch, place in the epoch's global order) and by
+nothing else. :func:`sample_rng` hands out a generator with that key; a fetch opens the scope that it reads.
+NumPy's ``Philox`` supplies the streams: a counter-based generator (Salmon et al., "Parallel random numbers:
+as easy as 1, 2, 3", SC 2011), so setting a key costs a microsecond and two keys never share a stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import random
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidTypeError, InvalidValueError, SampleScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator as Yields
+
+__all__ = [
+    "GlobalGenerators",
+    "PythonGenerators",
+    "SampleScope",
+    "check_seed",
+    "derive",
+    "get_default_seed",
+    "sample_rng",
+    "sample_scope",
+]
+
+MAX_SEED = 2**64 - 1
+
+
+def get_default_seed() -> int:
+    """Return the seed that is used where none is given: 6691."""
+    return 6691
+
+
+def check_seed(seed: object, what: str = "random_seed") -> int:
+    """Return ``seed`` as a plain int in [0, 2**64).
+
+    Raises:
+        InvalidTypeError: it is no integer.
+        InvalidValueError: it is negative or too large.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise InvalidTypeError(f"{what} is {seed!r}; expected an integer from 0 to 2**64 - 1.")
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidValueError(
+            f"{what} is {seed}; expected an integer from 0 to 2**64 - 1. "
+            "Reduce it with seed % 2**64, or hash it with parhelion.seeds.derive."
+        )
+    return int(cast("int", seed))
+
+
+def derive(seed: int, *purpose: int | str) -> int:
+    """Return a 64-bit seed for one purpose, unrelated to that for any other purpose or seed.
+
+    Each word of ``purpose`` is written with its kind and length before hashing, so ``("ab", "c")``, ``("a",
+    "bc")`` and ``("abc",)`` differ, and so do ``1`` and ``"1"``. The hash is BLAKE2b keyed with the seed (RFC
+    7693): the values are the same on every platform and in every release.
+
+    Args:
+        seed: an integer in [0, 2**64).
+        purpose: integers of any size and strings, such as ``("order", epoch)``.
+
+    Returns:
+        An integer in [0, 2**64).
+
+    Raises:
+        InvalidTypeError: a word is neither an integer nor a string.
+        InvalidValueError: the seed is out of range.
+    """
+    digest = hashlib.blake2b(digest_size=8, key=check_seed(seed, "seed").to_bytes(8, "little"))
+    for word in purpose:
+        if isinstance(word, str):
+            raw, kind = word.encode(), b"s"
+        elif isinstance(word, (int, np.integer)):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            number = int(word)
+            raw, kind = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True), b"i"
+        else:
+            raise InvalidTypeError(
+                f"a word of a seed's purpose is {word!r}; expected an integer or a string."
+            )
+        digest.update(kind + len(raw).to_bytes(4, "little") + raw)
+    return int.from_bytes(digest.digest(), "little")
+
+
+class _Stream:
+    """One Philox generator whose key is set again and again; a new one would cost a hundred times more."""
+
+    __slots__ = ("_bits", "_key", "_state", "generator")
+
+    def __init__(self) -> None:
+        self._bits: Any = np.random.Philox(key=0)
+        self.generator = np.random.Generator(self._bits)
+        # A copy of the first state: counter at zero, nothing buffered. Only the key changes.
+        self._state: dict[str, Any] = dict(self._bits.state)
+        self._key: npt.NDArray[np.uint64] = np.zeros(2, np.uint64)
+        self._state["state"] = {"counter": np.zeros(4, np.uint64), "key": self._key}
+
+    def rekey(self, base: int, place: int) -> np.random.Generator:
+        self._key[0] = base
+        self._key[1] = place
+        self._bits.state = self._state
+        return self.generator
+
+
+class SampleScope:
+    """The samples being fetched in this thread: what :func:`sample_rng` reads.
+
+    A fetch sets ``place`` before each record, which is all that a record without random numbers costs.
+
+    Attributes:
+        base: 64-bit key shared by every sample of one (split, seed, epoch).
+        first: place of the first sample of this fetch in the epoch's global order.
+        place: place of the sample being fetched.
+        batched: whether one call handles all of them, so that the sample must be named.
+    """
+
+    __slots__ = ("_streams", "base", "batched", "first", "place")
+
+    def __init__(self, base: int, first: int, *, batched: bool = False) -> None:
+        self.base = base
+        self.first = first
+        self.place = first
+        self.batched = batched
+        self._streams: dict[int, _Stream] = {}
+
+    def rng(self, place: int) -> np.random.Generator:
+        """Return the generator of the sample at ``place``; asked again, it goes on where it was."""
+        stream = self._streams.get(place)
+        if stream is not None:
+            return stream.generator
+        if not self.batched and self._streams:
+            # One record at a time: the stream of the one before serves again.
+            stream = self._streams.popitem()[1]
+        else:
+            stream = _thread.idle.pop() if _thread.idle else _Stream()
+        self._streams[place] = stream
+        return stream.rekey(self.base, place)
+
+    def __enter__(self) -> Self:
+        _thread.scopes.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _thread.scopes.remove(self)
+        _thread.idle.extend(self._streams.values())
+        self._streams.clear()
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.scopes: list[SampleScope] = []
+        self.idle: list[_Stream] = []
+
+
+_thread = _Thread()
+
+
+def sample_base(seed: int, split: int, epoch: int) -> int:
+    """Return the key that all samples of one split and epoch share."""
+    return derive(seed, "sample", split, epoch)
+
+
+def sample_rng(k: int | None = None) -> np.random.Generator:
+    """Return the random generator of the record that is being fetched.
+
+    Its stream depends on (split, seed, epoch, place in the epoch's order) only: not on the worker, the rank,
+    or what was drawn for other records. It is exact for one version of NumPy, which may change how a
+    ``Generator`` turns bits into numbers. The generator is reused for later records; draw from it now, do not
+    keep it.
+
+    Args:
+        k: inside ``__getitems__`` or a collate function, which of the batch's records is meant (its place in
+            the list).
+
+    Raises:
+        SampleScopeError: no record is being fetched, or several are and ``k`` is not given.
+        InvalidValueError: ``k`` is negative.
+    """
+    if not _thread.scopes:
+        raise SampleScopeError(
+            "sample_rng() was called outside a fetch; it is for __getitem__, __getitems__ and transforms "
+            "while a loader asks for records. To call them by hand, open one: with "
+            "parhelion.sample_scope(seed=0, place=3): ..."
+        )
+    scope = _thread.scopes[-1]
+    if k is None:
+        if scope.batched:
+            raise SampleScopeError(
+                "sample_rng() was called without k inside __getitems__ or a collate function, which handle "
+                "several records at once; call sample_rng(k) with the record's place in the list, 0 for the "
+                "whole batch."
+            )
+        return scope.rng(scope.place)
+    if k < 0:
+        raise InvalidValueError(f"k is {k}; expected the place of a record in the list of indices, from 0.")
+    return scope.rng(scope.first + k)
+
+
+@contextmanager
+def sample_scope(
+    seed: int | None = None, *, epoch: int = 0, place: int = 0, split: int = 0
+) -> Yields[SampleScope, None, None]:
+    """Make :func:`sample_rng` work outside a fetch, as if one record were being fetched.
+
+    Args:
+        seed: the data seed; the default seed if None.
+        epoch: 0-based.
+        place: the record's place in the epoch's global order.
+        split: a ``DatasetSplit`` value: 0 training, 1 validation, 2 test.
+
+    Raises:
+        InvalidValueError: ``seed`` is out of range.
+    """
+    seed = get_default_seed() if seed is None else check_seed(seed, "seed")
+    with SampleScope(sample_base(seed, split, epoch), place) as scope:
+        yield scope
+
+
+class GlobalGenerators(Protocol):
+    """The process-wide generators that user code may draw from: seeded, captured and restored together.
+
+    ``capture`` gives what a checkpoint holds; ``set_aside`` and ``put_back`` are for the moment of a fetch,
+    and quick.
+    """
+
+    def seed(self, seed: int) -> None:
+        """Start every generator at the stream of ``seed``."""
+        ...
+
+    def capture(self) -> Any:
+        """Return the state of every generator."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Continue every generator from a captured state."""
+        ...
+
+    def set_aside(self) -> Any:
+        """Return what :meth:`put_back` needs to bring the present streams back; seed before drawing again."""
+        ...
+
+    def put_back(self, aside: Any) -> None:
+        """Bring the streams back that were set aside, where they were."""
+        ...
+
+
+class _LegacyNumPy:
+    """NumPy's legacy generator, set aside and put back in two microseconds.
+
+    ``get_state`` and ``set_state`` take 25 each. So the bytes of the Mersenne Twister are copied instead, at
+    the address that NumPy gives to C extensions (``BitGenerator.ctypes``). Where they are not laid out as
+    expected, the slow way is taken.
+    """
+
+    def __init__(self) -> None:
+        self._owner: object = None
+        self._memory: memoryview | None = None
+
+    def set_aside(self) -> Any:
+        memory = self._find_memory()
+        if memory is None:
+            return np.random.get_state(legacy=False)  # noqa: NPY002
+        before = bytes(memory)
+        # Gaussians are made in pairs. If one is waiting, it comes out here and the twister does not move.
+        gauss = np.random.standard_normal()  # noqa: NPY002
+        if bytes(memory) != before:
+            return memory, before
+        key, position = _read_twister(before)
+        state = {"key": key, "pos": position}
+        return {"bit_generator": "MT19937", "state": state, "has_gauss": 1, "gauss": gauss}
+
+    def put_back(self, aside: Any) -> None:
+        if isinstance(aside, dict):
+            np.random.set_state(cast("Any", aside))  # noqa: NPY002
+            return
+        np.random.seed(0)  # noqa: NPY002 - forgets a waiting Gaussian
+        memory, before = aside
+        memory[:] = before
+
+    def _find_memory(self) -> memoryview | None:
+        """Return the twister's memory, or None if it is not what it should be."""
+        owner = np.random.mtrand.get_bit_generator()
+        if owner is not self._owner:
+            self._owner, self._memory = owner, None
+            if type(owner) is np.random.MT19937:
+                words = (ctypes.c_uint32 * 625).from_address(owner.ctypes.state_address)
+                key, position = _read_twister(bytes(words))
+                state: Any = owner.state["state"]
+                if np.array_equal(key, state["key"]) and position == state["pos"]:
+                    self._memory = memoryview(words).cast("B")
+        return self._memory
+
+
+def _read_twister(memory: bytes) -> tuple[npt.NDArray[np.uint32], int]:
+    words = np.frombuffer(memory, np.uint32)
+    return words[:-1], int(words[-1])
+
+
+_legacy_numpy = _LegacyNumPy()
+
+
+class PythonGenerators:
+    """Python's ``random`` and NumPy's legacy generator."""
+
+    def seed(self, seed: int) -> None:
+        """Start both at the stream of ``seed``, a 64-bit integer."""
+        random.seed(seed)
+        np.random.seed((seed & 0xFFFFFFFF, seed >> 32))  # noqa: NPY002 - user transforms still draw from it
+
+    def capture(self) -> dict[str, Any]:
+        """Return both states as plain values and arrays."""
+        version, words, gauss = random.getstate()
+        legacy = np.random.get_state(legacy=False)  # noqa: NPY002
+        return {"random": [version, np.array(words, np.uint32), gauss], "numpy": legacy}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue both from what :meth:`capture` returned."""
+        version, words, gauss = state["random"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+
+    def set_aside(self) -> Any:
+        """Return what :meth:`put_back` needs to bring both streams back."""
+        return random.getstate(), _legacy_numpy.set_aside()
+
+    def put_back(self, aside: Any) -> None:
+        """Bring both streams back, where they were."""
+        python, legacy = aside
+        random.setstate(python)
+        _legacy_numpy.put_back(legacy)

@@ -1,0 +1,57 @@
+"""One pass over an evaluation split: the same for validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from parhelion.errors import DataError
+from parhelion.sampling import Position
+
+from ._events import Event
+from ._source import Source
+from ._window import Window
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    source: Source,
+    prepare: Callable[[Any, int], Any],
+    step: Callable[[Any, int], Any],
+    window: Window,
+    started: Callable[[int], Event],
+    ended: Callable[[int], Event],
+) -> Iterator[Event]:
+    """Run ``step`` on every batch of a split, in order, each record once.
+
+    Values are averaged over records, so a short last batch counts for what it holds.
+
+    Args:
+        source: the split.
+        prepare: places a batch and lets plugins process it.
+        step: the model's step.
+        window: where values go.
+        started: makes the event in front of a step.
+        ended: makes the event behind it.
+
+    Raises:
+        DataError: the loader ended early.
+    """
+    batches = 0
+    passes = zip(source.spans(Position()), source.batches(Position()), strict=False)
+    for number, (span, batch) in enumerate(passes):
+        window.weight = span.num_records
+        window.iteration = number
+        prepared = prepare(batch, number)
+        yield started(number)
+        window.add(step(prepared, number))
+        yield ended(number)
+        batches += 1
+    # What is logged at the end of the pass stands for all of it.
+    window.weight = 1
+    if batches < (expected := source.shard.num_batches(source.size)):
+        raise DataError(
+            f"the evaluation loader ended after {batches} of {expected} batches; expected every record. Its sampler and "
+            "its batches must have the same batch size."
+        )

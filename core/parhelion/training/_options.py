@@ -1,0 +1,105 @@
+"""The arguments of a trainer, checked once for every backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import attrs
+
+from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.seeds import check_seed, get_default_seed
+
+from ._plan import Plan
+from ._state import TrainingUnit
+
+__all__ = ["TrainerOptions"]
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _seed(value: int | None) -> int:
+    return get_default_seed() if value is None else check_seed(value)
+
+
+@attrs.frozen(kw_only=True)
+class TrainerOptions:
+    """What a user decides about a trainer; see the backend's ``Trainer`` for each argument."""
+
+    run_name: str = ""
+    train_unit: TrainingUnit | str = TrainingUnit.EPOCH
+    total_steps: int | float = 0
+    valid_frequency: int | None = None
+    chkpt_frequency: int | None = None
+    print_frequency: int | None = None
+    accumulation_steps: int = 1
+    early_stop_cycles: int | None = None
+    random_seed: int = attrs.field(default=None, converter=_seed)
+    enable_tensorboard: bool = False
+    enable_file_logging: bool = False
+    enable_progress_bar: bool = False
+    chkpt_root: Path | None = attrs.field(default=None, converter=_path)
+    log_path: Path | None = attrs.field(default=None, converter=_path)
+    run_path: Path | None = attrs.field(default=None, converter=_path)
+    src_root: Path | None = attrs.field(default=None, converter=_path)
+    import_prefix: str = ""
+    print_banner: bool = True
+    chkpt_every_iterations: int | None = None
+    chkpt_every_seconds: float | None = None
+    chkpt_keep_last: int | None = None
+    limit_batches: int | None = None
+    dry_run: bool = False
+    nan_guard: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.run_name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+            raise InvalidTypeError(f"run_name is {self.run_name!r}; expected a string.")
+        if "/" in self.run_name or self.run_name.startswith("."):
+            raise InvalidValueError(
+                f"run_name is {self.run_name!r}; expected a name that can begin a folder's: no '/', no leading '.'."
+            )
+        self.plan()  # checks everything that it takes
+        for name in ("chkpt_keep_last", "limit_batches"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidValueError(f"{name} is {value!r}; expected an integer >= 1, or None for no limit.")
+        for name in ("chkpt_root", "log_path", "run_path", "src_root"):
+            path = getattr(self, name)
+            if path is not None and path.exists() and not path.is_dir():
+                raise InvalidValueError(f"{name} is {str(path)!r}, a file; expected a folder, which may not exist yet.")
+        if self.src_root is not None and not self.src_root.is_dir():
+            raise InvalidValueError(f"src_root is {str(self.src_root)!r}; expected an existing folder of modules.")
+        if self.enable_tensorboard and self.run_path is None:
+            raise InvalidValueError("enable_tensorboard is True and run_path is None; expected a folder for event files.")
+        if self.enable_file_logging and self.log_path is None:
+            raise InvalidValueError("enable_file_logging is True and log_path is None; expected a folder for log files.")
+
+    def plan(self) -> Plan:
+        """Return the plan that these options describe."""
+        if self.dry_run:
+            return Plan(
+                unit=self.train_unit,
+                total_steps=1,
+                accumulation_steps=self.accumulation_steps,
+                valid_frequency=None if self.valid_frequency is None else 1,
+                print_frequency=1,
+            )
+        return Plan(
+            unit=self.train_unit,
+            total_steps=self.total_steps,
+            accumulation_steps=self.accumulation_steps,
+            valid_frequency=self.valid_frequency,
+            chkpt_frequency=self.chkpt_frequency,
+            print_frequency=self.print_frequency,
+            chkpt_every_iterations=self.chkpt_every_iterations,
+            chkpt_every_seconds=self.chkpt_every_seconds,
+            early_stop_cycles=self.early_stop_cycles,
+        )
+
+    def batch_limit(self) -> int | None:
+        """Return after how many batches an epoch or an evaluation ends early, or None."""
+        return self.accumulation_steps if self.dry_run else self.limit_batches
+
+    def keeps_files(self) -> bool:
+        """Return whether the run writes anything; a dry run does not."""
+        return not self.dry_run

@@ -1,0 +1,145 @@
+"""What the core asks of a backend: a few methods each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import attrs
+
+from parhelion.checkpoint import ArrayAdapter
+
+from ._events import Event
+from ._state import TrainingState
+
+__all__ = ["BackendParts", "Placement", "Randomness", "Verdict", "Work", "World"]
+
+
+class Placement(Protocol):
+    """Where batches go and how values come back."""
+
+    def place(self, batch: Any) -> Any:
+        """Return the host batch with every array in it on this rank's device."""
+        ...
+
+    def hold(self, value: Any) -> Any:
+        """Return a scalar as it can be kept for a while: still on the device, without a graph behind it."""
+        ...
+
+    def to_host(self, values: Sequence[Any]) -> list[float]:
+        """Return scalars as Python floats, waiting for the device once for all of them."""
+        ...
+
+
+class Randomness(Protocol):
+    """The framework's global generators, together with Python's and NumPy's."""
+
+    def seed(self, seed: int) -> None:
+        """Start every generator at the stream of ``seed``, a 64-bit integer."""
+        ...
+
+    def capture(self) -> Any:
+        """Return the state of every generator as a tree that a checkpoint takes."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Continue every generator from a captured state."""
+        ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context after which every generator is where it was before."""
+        ...
+
+
+class World(Protocol):
+    """The processes that train together."""
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+        ...
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those of its machine, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many processes train together."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class BackendParts:
+    """What a backend hands to the core's trainer.
+
+    Attributes:
+        name: the backend's registered name.
+        device: this rank's device, as the framework names it.
+        gpu_ids: ids of the accelerators in use; empty on the CPU.
+        map_loc: where loaded weights are mapped to.
+        placement, randomness, world: see the protocols.
+        arrays: this framework's arrays in checkpoints.
+        create_dataloader: ``(dataset, split, params) -> (loader, sampler)``.
+        switches: returns the context that a run lasts in, with the framework's global flags set as asked.
+        describe: facts for the banner and the checkpoint, such as library versions.
+    """
+
+    name: str
+    device: Any
+    gpu_ids: list[int]
+    map_loc: str | dict[str, str] = "cpu"
+    placement: Placement
+    randomness: Randomness
+    world: World
+    arrays: ArrayAdapter | None
+    create_dataloader: Callable[..., tuple[Any, Any]]
+    switches: Callable[[], AbstractContextManager[Any]] = nullcontext
+    describe: Callable[[], Mapping[str, str]]
+
+
+class Verdict(NamedTuple):
+    """What a validation came to."""
+
+    improved: bool  # counts for early stopping
+    is_best: bool  # the best so far by the monitored value
+    values: dict[str, float]
+
+
+class Work(Protocol):
+    """What the loop has done for it."""
+
+    @property
+    def stop_asked(self) -> Callable[[], bool] | None:
+        """Whether the model or a plugin wants to stop; None when neither ever does."""
+        ...
+
+    def prepare(self, batch: Any, state: TrainingState) -> Any:
+        """Place a batch and let plugins process it."""
+        ...
+
+    def train_step(self, batch: Any, state: TrainingState) -> None:
+        """Train on one batch and keep what it returned."""
+        ...
+
+    def collect(self) -> dict[str, float]:
+        """Return the values since the last print."""
+        ...
+
+    def validate(self, state: TrainingState) -> Iterator[Event]:
+        """Run the validation."""
+        ...
+
+    def judge(self) -> Verdict:
+        """Return what the validation came to."""
+        ...
+
+    def report(self, state: TrainingState, row: Mapping[str, float]) -> None:
+        """Give one row of values to the trackers."""
+        ...
+
+    def save(self, state: TrainingState, *, is_best: bool, is_final: bool) -> None:
+        """Write a checkpoint of a committed state."""
+        ...

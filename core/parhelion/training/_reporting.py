@@ -1,0 +1,146 @@
+"""What a run tells the world, through the trackers that the options ask for."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from parhelion.tracking import (
+    ConsoleTracker,
+    FileLog,
+    JsonlHistory,
+    ProgressBar,
+    TensorBoardTracker,
+    Tracker,
+    Trackers,
+    banner_text,
+    read_history,
+)
+
+from ._events import EpochEnded, EpochStarted, Event, StepCommitted, TrainingStarted
+from ._options import TrainerOptions
+from ._plan import Plan
+from ._source import Source
+from ._state import TrainingState, TrainingUnit
+
+__all__ = ["Reporting"]
+
+_log = logging.getLogger("parhelion")
+
+
+class Reporting:
+    """The rows, messages and bars of one run, on the one rank that speaks.
+
+    Args:
+        options: what the user asked for.
+        plan: how far the run goes.
+        name: names the run's files.
+        folder: the run's checkpoint folder, beside whose checkpoints the history is kept; None for none.
+        speaks: whether this rank does.
+    """
+
+    def __init__(self, options: TrainerOptions, plan: Plan, name: str, folder: Path | None, *, speaks: bool) -> None:
+        self.history: list[dict[str, float]] = []
+        self._options = options
+        self._speaks = speaks
+        by_epoch = plan.unit is TrainingUnit.EPOCH
+        epochs = plan.total_steps if by_epoch else None
+        iterations = None if by_epoch else plan.total_steps
+        self._history_path = _history_path(options, name, folder) if speaks else None
+        self._bar: ProgressBar | None = None
+        trackers: list[Tracker] = []
+        if speaks:
+            trackers.append(ConsoleTracker(epochs, iterations))
+            if options.enable_progress_bar and sys.stderr.isatty():
+                self._bar = ProgressBar(epochs, iterations)
+                trackers.append(self._bar)
+            if self._history_path is not None:
+                trackers.append(JsonlHistory(self._history_path))
+            if options.enable_file_logging and options.log_path is not None and not options.dry_run:
+                trackers.append(FileLog(options.log_path / f"{name}.log"))
+            if options.enable_tensorboard and options.run_path is not None and not options.dry_run:
+                trackers.append(TensorBoardTracker(options.run_path / name))
+        self._trackers = Trackers(trackers)
+        self._source: Source | None = None
+        self._measured = (0.0, 0)
+
+    def start(self, state: TrainingState | None, source: Source | None = None) -> None:
+        """Open everything: for a fresh run (None), or for one that goes on from ``state``, whose later rows go."""
+        self._trackers.start(None if state is None else state.current_iteration)
+        if state is not None and self._history_path is not None:
+            self.history = read_history(self._history_path)
+        self._source = source
+        self._measured = (time.perf_counter(), self._records(state or TrainingState()))
+
+    def close(self) -> None:
+        """Close everything."""
+        self._trackers.close()
+
+    def announce(self, facts: Mapping[str, str]) -> None:
+        """Say what is about to run: as a banner, or in one line."""
+        if self._options.print_banner:
+            _log.info(banner_text(facts))
+        else:
+            _log.info(", ".join(f"{name} {text}" for name, text in facts.items()))
+
+    def row(self, state: TrainingState, values: Mapping[str, float]) -> None:
+        """Give one row to the history and the trackers."""
+        now, records = time.perf_counter(), self._records(state)
+        before, seen = self._measured
+        self._measured = (now, records)
+        speed = round((records - seen) / max(now - before, 1e-9), 1)
+        row = {"epoch": state.global_epoch, **values, "samples_per_second": speed}
+        self.history.append({"step": state.current_iteration, **row})
+        self._trackers.log(state.current_iteration, row)
+
+    def listeners(self, state: TrainingState) -> dict[type[Event], Callable[..., None]]:
+        """Return what the progress bar listens to; nothing where none is shown, so that no step pays for it."""
+        bar, source = self._bar, self._source
+        if bar is None or source is None:
+            return {}
+        batches = source.shard.num_batches(source.size)
+        done = state.offset // source.shard.global_batch
+
+        def resume() -> None:
+            bar.begin_epoch(state.epoch + 1, batches, done)
+
+        def begin(epoch: int) -> None:
+            bar.begin_epoch(epoch, batches)
+
+        def count(_: TrainingState) -> None:
+            bar.update()
+
+        return {TrainingStarted: resume, EpochStarted: begin, StepCommitted: count, EpochEnded: bar.end_epoch}
+
+    def conclude(self, reason: str | None, before: TrainingState, after: TrainingState) -> None:
+        """Say why the run ended, and how far it came."""
+        where = f"epoch {after.epoch}, iteration {after.current_iteration}"
+        if before.global_iteration == after.global_iteration:
+            _log.info("nothing to do: the run is %s (%s); a larger total_steps goes on", reason, where)
+        else:
+            _log.info("the run is %s after %s", reason, where)
+
+    def _records(self, state: TrainingState) -> int:
+        return 0 if self._source is None else state.epoch * self._source.size + state.offset
+
+
+def _history_path(options: TrainerOptions, name: str, folder: Path | None) -> Path | None:
+    """Return where the history goes: beside the checkpoints it must agree with, else with the logs, else nowhere."""
+    if options.dry_run:
+        return None
+    if folder is not None:
+        return folder / "history.jsonl"
+    return None if options.log_path is None else options.log_path / f"{name}.jsonl"
+
+
+def note_setting(saved: Mapping[str, Any], live: Mapping[str, Any]) -> None:
+    """Say which of the settings that may change at a resume have changed."""
+    for name, value in live.items():
+        if name in saved and saved[name] != value:
+            _log.info(
+                "%s was %s and is %s; the learning rate and total_steps are not rescaled", name, saved[name], value
+            )

@@ -1,0 +1,158 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from parhelion.checkpoint import (
+    ArrayAdapter,
+    Checkpoint,
+    checkpoint_name,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    prune,
+    remove_leftovers,
+    save_checkpoint,
+)
+from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidValueError
+
+from ._state import TrainingState
+
+__all__ = ["CheckpointFolder", "check_facts"]
+
+_log = logging.getLogger("parhelion")
+
+
+def check_facts(saved: Mapping[str, Any], live: Mapping[str, Any], allow_changes: Collection[str]) -> None:
+    """Refuse a checkpoint that another experiment wrote.
+
+    Args:
+        saved: facts in the checkpoint.
+        live: facts of this run.
+        allow_changes: names of facts that may differ.
+
+    Raises:
+        CheckpointMismatchError: a fact differs; shows both values.
+        InvalidValueError: a name in ``allow_changes`` is no fact.
+    """
+    if unknown := sorted(set(allow_changes) - set(live)):
+        raise InvalidValueError(f"allow_changes has {unknown}; expected some of {sorted(live)}.")
+    changed = [name for name in live if name in saved and saved[name] != live[name] and name not in allow_changes]
+    if changed:
+        lines = "; ".join(f"{name} is {live[name]!r} and was {saved[name]!r} when it was saved" for name in changed)
+        raise CheckpointMismatchError(
+            f"the checkpoint belongs to another experiment: {lines}. Put the old values back, start anew with "
+            f"resume='never', or accept the change with allow_changes={tuple(changed)!r}."
+        )
+
+
+@attrs.define
+class CheckpointFolder:
+    """The checkpoints of one model: ``chkpt_root / save_name``.
+
+    Attributes:
+        path: the folder.
+        run_name: how its checkpoints' names begin.
+        keep_last: how many are kept; None for all.
+        arrays: this framework's arrays in checkpoints.
+    """
+
+    path: Path
+    run_name: str
+    keep_last: int | None
+    arrays: ArrayAdapter | None
+
+    def find(self, resume: str | Path) -> Checkpoint | None:
+        """Return the verified checkpoint that the run goes on from, or None for a fresh run.
+
+        Args:
+            resume: "auto" for the newest good one if there is one, "must" to insist on it, "never" for a fresh run, or
+                the path of a checkpoint.
+
+        Raises:
+            InvalidValueError: "must", and there is none.
+            CheckpointError: the named one is damaged, or the newest was written by a newer format.
+        """
+        remove_leftovers(self.path)
+        if resume == "never":
+            self._set_aside_all()
+            return None
+        if resume in ("auto", "must"):
+            newest = self.newest()
+            if newest is None and resume == "must":
+                raise InvalidValueError(
+                    f"resume is 'must' and there is no good checkpoint in {self.path}; expected one. "
+                    "Use resume='auto' to start anew where there is none."
+                )
+            return newest
+        chosen = load_checkpoint(Path(resume), self.arrays)
+        self._set_aside_newer(chosen)
+        return chosen
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest good checkpoint, or None."""
+        return load_newest(self.path, self.arrays)
+
+    def save(self, state: TrainingState, tree: Any, *, name: str, protect: Collection[str]) -> Path:
+        """Write a checkpoint, then delete the oldest beyond ``keep_last``, never one named in ``protect``."""
+        meta = {
+            "run_name": self.run_name,
+            "global_iteration": state.global_iteration,
+            "global_epoch": state.global_epoch,
+        }
+        path = save_checkpoint(self.path, name, tree, meta, self.arrays)
+        if self.keep_last is not None:
+            prune(self.path, self.keep_last, protect)
+        return path
+
+    def name_for(self, state: TrainingState) -> str:
+        """Return the name of the checkpoint of a state."""
+        return checkpoint_name(self.run_name, state.global_epoch, state.global_iteration)
+
+    def _set_aside_newer(self, chosen: Checkpoint) -> None:
+        # Left in place, a later "auto" would take one of them for the newest of the run that goes on from here.
+        if chosen.path.parent.resolve() != self.path.resolve():
+            return
+        for entry in list_checkpoints(self.path):
+            if entry.iteration > chosen.meta["global_iteration"]:
+                target = _free(entry.path.with_name(entry.path.name + ".superseded"))
+                entry.path.rename(target)
+                _log.warning("checkpoint %s is newer than the one resumed from; it is now %s", entry.path.name, target.name)
+
+    def _set_aside_all(self) -> None:
+        # A fresh run beside an old one's checkpoints would resume from those next time.
+        if list_checkpoints(self.path):
+            target = _free(self.path.with_name(self.path.name + ".old"))
+            self.path.rename(target)
+            _log.warning("resume='never' and %s holds checkpoints; the folder is now %s", self.path, target.name)
+
+
+def _free(path: Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def load_for_weights(path: Path, arrays: ArrayAdapter | None) -> dict[str, Any]:
+    """Return the model's state in a checkpoint of any run.
+
+    Raises:
+        CheckpointError: it is damaged, or holds no model.
+    """
+    tree: Any = load_checkpoint(path, arrays).tree
+    try:
+        model: dict[str, Any] = tree["model"]
+    except (TypeError, KeyError):
+        raise CheckpointError(
+            f"checkpoint {path} holds no model; expected one that Trainer.fit has written."
+        ) from None
+    return model

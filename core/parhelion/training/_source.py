@@ -1,0 +1,99 @@
+"""A loader and its sampler, as the loop sees them: spans by arithmetic, batches from a position."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
+
+from ._state import BatchSpan
+
+__all__ = ["Source"]
+
+
+class Source:
+    """Batches of one split, from any position.
+
+    A loader that is a sequence holds ready batches: the sampler then orders those, one at a time, and a position counts
+    batches.
+
+    Args:
+        loader: an iterable of this rank's batches that begins where its sampler stands.
+        sampler: the sampler that orders it; None for a sequence of ready batches in its own order.
+        accumulation_steps: batches per update.
+        limit_batches: batches after which an epoch ends early.
+
+    Raises:
+        InvalidTypeError: ``loader`` is not iterable, or ``sampler`` is no resumable sampler.
+        InvalidValueError: not a single batch can be made.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        sampler: ResumableSampler | None,
+        *,
+        accumulation_steps: int = 1,
+        limit_batches: int | None = None,
+    ) -> None:
+        self._ready: Sequence[Any] | None = loader if isinstance(loader, Sequence) else None
+        if sampler is None and self._ready is not None:
+            sampler = ResumableSequentialSampler(self._ready)
+        if not isinstance(sampler, ResumableSampler):
+            raise InvalidTypeError(
+                f"the sampler of a loader is {sampler!r}; expected a ResumableSampler, which can begin anywhere. Return "
+                "(loader, sampler) from the data module, or a list of ready batches."
+            )
+        if not isinstance(loader, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTypeError(f"a loader is {loader!r}; expected an iterable of batches.")
+        self.loader = loader
+        self.sampler = sampler
+        self._accumulation_steps = accumulation_steps
+        shard = sampler.shard
+        if self._ready is not None:
+            if sampler.batch_size != 1:
+                raise InvalidValueError(
+                    f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since its "
+                    "records are whole batches."
+                )
+            shard = Shard()
+        self.shard = shard
+        self.size = sampler.size
+        if limit_batches is not None:
+            self.size = min(self.size, limit_batches * shard.global_batch)
+        if shard.num_batches(self.size) == 0:
+            raise InvalidValueError(
+                f"no batch is left: {self.size} records make no global batch of {shard.global_batch} with "
+                "drop_last=True. Lower the batch size or set drop_last=False."
+            )
+
+    def batches(self, position: Position) -> Iterator[Any]:
+        """Return the epoch's batches of this rank from ``position`` on."""
+        self.sampler.seek(position)
+        if self._ready is not None:
+            return map(self._ready.__getitem__, self.sampler)
+        return iter(self.loader)
+
+    def is_exhausted(self, position: Position) -> bool:
+        """Return whether no batch begins at ``position``."""
+        return self.shard.num_batches(self.size, position.offset) == 0
+
+    def spans(self, position: Position) -> Iterator[BatchSpan]:
+        """Return what each of those batches takes from the epoch; a group of batches never crosses its end."""
+        steps, full = self._accumulation_steps, self.shard.global_batch
+        batches = self.shard.num_batches(self.size, position.offset)
+        before = max(0, batches - 1) // steps * steps  # batches in front of the epoch's last group
+        # Full groups are all alike: the same few values again and again.
+        group = [BatchSpan(full, k == steps - 1, is_last=False, loss_weight=1 / steps) for k in range(steps)]
+        tail = self._last_group(position.offset + before * full, batches - before)
+        return itertools.chain(itertools.islice(itertools.cycle(group), before), tail)
+
+    def _last_group(self, offset: int, batches: int) -> Iterator[BatchSpan]:
+        full = self.shard.global_batch
+        sizes = [self.shard.span(self.size, offset + k * full) for k in range(batches)]
+        for k, records in enumerate(sizes):
+            last = k == batches - 1
+            yield BatchSpan(records, is_update=last, is_last=last, loss_weight=records / sum(sizes))

@@ -1,0 +1,489 @@
+"""Trainer: wires a plan, a model, its data, plugins, trackers and checkpoints, and drains the loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from parhelion.checkpoint import Checkpoint
+from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
+from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
+from parhelion.plugins import Plugin, PluginTable
+from parhelion.registry import update_all_registries
+from parhelion.sampling import Position
+from parhelion.seeds import derive
+
+from ._dispatch import hook_table
+from ._events import Event, StepCommitted
+from ._loop import Loop
+from ._model import Model
+from ._options import TrainerOptions
+from ._protocols import BackendParts
+from ._reporting import Reporting
+from ._resume import CheckpointFolder, check_facts, load_for_weights
+from ._run import Run
+from ._signals import stop_on_signals
+from ._source import Source
+from ._state import TrainingState
+from ._window import Window
+
+__all__ = ["Trainer"]
+
+_log = logging.getLogger("parhelion")
+
+_EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": 75, "interrupted": 130}
+
+
+class Trainer:
+    """Trains, validates and tests a model; a run that is stopped and started again is the run that never stopped.
+
+    A backend's ``Trainer`` makes the two arguments from the ones that users know.
+
+    Args:
+        options: what the user decided.
+        parts: what the backend brings.
+
+    Attributes:
+        error: the exception that ended the last fit or test, if one did.
+        stop_reason: why the last fit ended: "finished", "early_stop", "preempted", "interrupted" or "error".
+        history: the rows of the run so far, in memory.
+        test_results: the values of the last test.
+    """
+
+    def __init__(self, options: TrainerOptions, parts: BackendParts) -> None:
+        self._options = options
+        self._parts = parts
+        self._plan = options.plan()
+        self._plugins = PluginTable(self)
+        self._train_exceptions: list[type[Exception]] = []
+        self._test_exceptions: list[type[Exception]] = []
+        self._model: Model | None = None
+        self._datamodule: DataModule | None = None
+        self._fitted: Model | None = None
+        self._run: Run | None = None
+        self._loop: Loop | None = None
+        self._begun = False
+        self.error: Exception | None = None
+        self.stop_reason: str | None = None
+        self.test_results: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+
+    # -- properties ---------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        """The model of the last fit, test or predict.
+
+        Raises:
+            ParhelionError: there was none yet.
+        """
+        if self._model is None:
+            raise ParhelionError("the trainer has no model yet; it has one from fit, test or predict on.")
+        return self._model
+
+    @property
+    def datamodule(self) -> DataModule:
+        """The data module of the last fit, test or predict.
+
+        Raises:
+            ParhelionError: there was none yet.
+        """
+        if self._datamodule is None:
+            raise ParhelionError("the trainer has no datamodule yet; it has one from fit, test or predict on.")
+        return self._datamodule
+
+    @property
+    def state(self) -> TrainingState:
+        """The committed state of the last fit."""
+        return TrainingState() if self._loop is None else self._loop.state
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those of its machine, from 0."""
+        return self._parts.world.local_rank
+
+    @property
+    def rank(self) -> int:
+        """This process among all, from 0."""
+        return self._parts.world.rank
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether several processes train together."""
+        return self._parts.world.size > 1
+
+    @property
+    def device(self) -> Any:
+        """This rank's device."""
+        return self._parts.device
+
+    @property
+    def map_loc(self) -> str | dict[str, str]:
+        """Where loaded weights are mapped to."""
+        return self._parts.map_loc
+
+    @property
+    def gpu_ids(self) -> list[int]:
+        """Ids of the accelerators in use; empty on the CPU."""
+        return self._parts.gpu_ids
+
+    @property
+    def random_seed(self) -> int:
+        """The seed of initialization and steps."""
+        return self._options.random_seed
+
+    @property
+    def train_exceptions(self) -> list[type[Exception]]:
+        """Exceptions that leave :meth:`fit`; append to it."""
+        return self._train_exceptions
+
+    @property
+    def test_exceptions(self) -> list[type[Exception]]:
+        """Exceptions that leave :meth:`test`; append to it."""
+        return self._test_exceptions
+
+    @property
+    def plugins(self) -> PluginTable:
+        """The plugins by id; assigning to it checks as :meth:`register_plugin` does."""
+        return self._plugins
+
+    @property
+    def queue(self) -> Any:
+        """The queue to processes that the trainer started itself; None, since it started none."""
+        return None
+
+    @property
+    def exit_code(self) -> int:
+        """What a launcher should exit with: 0 done, 75 preempted and saved (requeue), 130 interrupted, 1 failed."""
+        return _EXIT_CODES.get(self.stop_reason or "finished", 1)
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the best monitored value, if the model monitors one."""
+        folder = self._folder(self.model)
+        best = None if self._run is None else self._run.best
+        return None if folder is None or best is None else folder.path / best
+
+    # -- what users call ----------------------------------------------------------------------------------------------
+
+    def register_plugin(self, plugin: Plugin) -> None:
+        """Attach a plugin; attaching the same object again changes nothing.
+
+        Raises:
+            DuplicatePluginError: (a KeyError) another plugin has its id.
+            PluginConflictError: (a ValueError) another plugin claims one of its unique overrides.
+        """
+        self._plugins[plugin.plug_id] = plugin
+
+    def fit(
+        self,
+        model: Model,
+        datamodule: DataModule,
+        *,
+        resume: str | Path = "auto",
+        init_from: str | Path | None = None,
+        allow_changes: Collection[str] = (),
+    ) -> bool:
+        """Train to the end of the plan, from the newest good checkpoint if there is one.
+
+        Wrong arguments and refused checkpoints raise. Once training has begun, an exception listed in
+        ``train_exceptions`` leaves; any other is logged with its traceback, kept in ``error``, and the result is False.
+
+        Args:
+            model: what to train.
+            datamodule: its data.
+            resume: "auto", "must", "never", or the path of a checkpoint.
+            init_from: a checkpoint whose weights a fresh run begins with.
+            allow_changes: facts of the checkpoint that may differ: "model", "random_seed", "data_seed", "sampler",
+                "order_version", "data_length", "accumulation_steps".
+
+        Returns:
+            True when the run is done: finished or stopped early, now or before.
+
+        Raises:
+            InvalidValueError: the plan needs a split that the data module has not, or an argument is wrong.
+            CheckpointMismatchError: the checkpoint belongs to another experiment.
+            CheckpointError: a checkpoint named by path cannot be used.
+        """
+
+        def train() -> bool:
+            for _ in self._train(model, datamodule, resume, init_from, allow_changes):
+                pass
+            return self.stop_reason in ("finished", "early_stop")
+
+        return self._concluded(train, self._train_exceptions)
+
+    def steps(
+        self,
+        model: Model,
+        datamodule: DataModule,
+        *,
+        resume: str | Path = "auto",
+        init_from: str | Path | None = None,
+        allow_changes: Collection[str] = (),
+    ) -> Iterator[TrainingState]:
+        """Train as :meth:`fit` does, handing control back after every batch.
+
+        Exceptions leave. Abandoning the iteration ends the run where it is, without a last checkpoint.
+
+        Yields:
+            The committed state after each batch, with everything that was due at it done.
+        """
+        for event in self._train(model, datamodule, resume, init_from, allow_changes, {StepCommitted}):
+            if isinstance(event, StepCommitted):
+                yield event.state
+
+    def test(self, model: Model, datamodule: DataModule) -> bool:
+        """Test with the weights in memory if this trainer has just fitted this model, else the newest good checkpoint,
+        else what ``model.load_for_testing`` loads.
+
+        Returns:
+            True when the test is done; its values are in ``test_results``.
+
+        Raises:
+            InvalidValueError: there is no test split.
+        """  # noqa: D205 - one sentence that needs two lines
+
+        def examine() -> bool:
+            with self._session(model, datamodule, fast_init=True) as window:
+                source = self._source(datamodule.test_dataloader(), "test")
+                self._load_weights(model)
+                run = Run(model, self._plugin_list(), self._parts, seed=self.random_seed, window=window)
+                table = hook_table(self._plugin_list(), model)
+                self._begun = True
+                for event in run.test(source):
+                    for hook in table.get(type(event), ()):
+                        hook(*event)
+                self.test_results = run.evaluated("test")
+                _log.info("test: %s", self.test_results)
+            return True
+
+        return self._concluded(examine, self._test_exceptions)
+
+    def predict(self, model: Model, datamodule: DataModule) -> list[Any]:
+        """Return the model's ``predict_step`` for every batch of the test split, in order.
+
+        Raises:
+            InvalidValueError: there is no test split.
+            ParhelionError: the model defines no ``predict_step``.
+        """
+        with self._session(model, datamodule, fast_init=True):
+            source = self._source(datamodule.test_dataloader(), "predict")
+            self._load_weights(model)
+            model.eval()
+            place = self._parts.placement.place
+            try:
+                with self._parts.randomness.aside(), model.evaluating():
+                    self._parts.randomness.seed(derive(self.random_seed, "predict"))
+                    batches = zip(source.spans(Position()), source.batches(Position()), strict=False)
+                    return [model.predict_step(place(batch), step) for step, (_, batch) in enumerate(batches)]
+            finally:
+                model.train()
+
+    def save_checkpoint(self, path: str | Path | None = None) -> Path:
+        """Write a checkpoint of the committed state; between steps, not inside one.
+
+        Args:
+            path: where the checkpoint goes; under ``chkpt_root`` with its usual name if None.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            InvalidValueError: ``path`` is None and there is no ``chkpt_root``.
+            ParhelionError: nothing has been fitted.
+        """
+        if self._run is None or self._loop is None or self._model is None:
+            raise ParhelionError("there is nothing to save yet; call fit or steps first.")
+        folder, name = self._folder(self._model), None
+        if path is not None:
+            folder = CheckpointFolder(Path(path).parent, self._name(self._model), None, self._parts.arrays)
+            name = Path(path).name
+        if folder is None:
+            raise InvalidValueError("path is None and the trainer has no chkpt_root; expected one of them. Pass a path.")
+        return self._run.write(self._loop.state, folder, name)
+
+    def request_stop(self, reason: str = "interrupted") -> None:
+        """End the running fit after its current update, with a last checkpoint."""
+        if self._loop is not None and self._loop.stop is None:
+            self._loop.stop = reason
+
+    def create_dataloader(self, dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> tuple[Any, Any]:
+        """Return this backend's loader and sampler; the data module asks for it."""
+        return self._parts.create_dataloader(dataset, split, params)
+
+    # -- how a run is put together ------------------------------------------------------------------------------------
+
+    def _concluded(self, body: Callable[[], bool], allowed: list[type[Exception]]) -> bool:
+        """Run ``body``; turn what it raises into a result, once it has begun."""
+        self.error, self.stop_reason, self._begun = None, None, False
+        try:
+            return body()
+        except Exception as error:
+            self.error, self.stop_reason = error, "error"
+            refused = isinstance(error, ParhelionError) and not self._begun
+            if refused or isinstance(error, tuple(allowed)):
+                raise
+            _log.exception("the run ended with an error")
+            return False
+
+    def _train(
+        self,
+        model: Model,
+        datamodule: DataModule,
+        resume: str | Path,
+        init_from: str | Path | None,
+        allow_changes: Collection[str],
+        wanted: Collection[type[Event]] = (),
+    ) -> Iterator[Event]:
+        with ExitStack() as stack:
+            window = stack.enter_context(self._session(model, datamodule, fast_init=False))
+            plan, folder, plugins = self._plan, self._folder(model), self._plugin_list()
+            source = self._source(datamodule.train_dataloader(), "train", plan.accumulation_steps)
+            valid = None
+            if plan.valid_frequency is not None:
+                valid = self._source(datamodule.valid_dataloader(), "valid")
+            facts = self._facts(model, datamodule, source)
+            run = Run(
+                model,
+                plugins,
+                self._parts,
+                seed=self.random_seed,
+                window=window,
+                facts=facts,
+                folder=folder,
+                valid_source=valid,
+            )
+            if init_from is not None:
+                model.load_weights(load_for_weights(Path(init_from), self._parts.arrays))
+            # However much the initialization drew, training begins at the same point of the streams.
+            self._parts.randomness.seed(derive(self.random_seed, "steps", self.rank))
+            checkpoint = None if folder is None else folder.find(resume)
+            if checkpoint is None and resume not in ("auto", "never"):
+                raise InvalidValueError(f"resume is {resume!r} and there is no chkpt_root; expected one to resume from.")
+            begin = TrainingState()
+            if checkpoint is not None:
+                check_facts(checkpoint.tree["facts"], facts, allow_changes)
+                begin = run.restore(checkpoint.tree)
+            self._run, self._loop = run, Loop(plan, begin, source, run)
+            reporting = self._reporting(model)
+            stack.callback(reporting.close)
+            reporting.start(None if checkpoint is None else begin, source)
+            reporting.announce(self._summary(model, checkpoint))
+            run.begin(reporting)
+            self.history = reporting.history
+            table = hook_table(plugins, model)
+            for kind, listener in reporting.listeners(begin).items():
+                table.setdefault(kind, []).append(listener)
+            self._loop.wanted = frozenset(table) | frozenset(wanted)
+            stack.enter_context(stop_on_signals(self.request_stop))
+            self._begun = True
+            for event in self._loop.run():
+                for hook in table.get(type(event), ()):
+                    hook(*event)
+                yield event
+            self.stop_reason, self._fitted = self._loop.reason, model
+            reporting.conclude(self._loop.reason, begin, self._loop.state)
+
+    @contextmanager
+    def _session(self, model: Model, datamodule: DataModule, *, fast_init: bool) -> Generator[Window]:
+        """Set everything up in the documented order; tear the data module down at the end."""
+        if not isinstance(model, Model):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+            raise InvalidTypeError(f"model is {model!r}; expected a parhelion.Model.")
+        if not isinstance(datamodule, DataModule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidTypeError(f"datamodule is {datamodule!r}; expected a parhelion.DataModule.")
+        options = self._options
+        window = Window(self._parts.placement, guard=options.nan_guard)
+        self._model, self._datamodule = model, datamodule
+        datamodule.trainer = self
+        model.attach(self, window)
+        datamodule.prepare_data()
+        for plugin in self._plugin_list():
+            plugin.configure_trainer(self)
+        for plugin in self._plugin_list():
+            plugin.configure_model(model)
+        self._parts.randomness.seed(derive(self.random_seed, "init"))
+        if options.src_root is not None:
+            update_all_registries(options.src_root, import_prefix=options.import_prefix)
+        for plugin in self._plugin_list():
+            plugin.setup()
+        try:
+            datamodule.setup()
+            if not (fast_init and model is self._fitted):
+                model.setup(fast_init)
+                model.finish_setup(fast_init)
+            model.train()
+            yield window
+        finally:
+            datamodule.teardown()
+
+    def _plugin_list(self) -> list[Plugin]:
+        return list(self._plugins.values())
+
+    def _name(self, model: Model) -> str:
+        return self._options.run_name or model.save_name
+
+    def _folder(self, model: Model) -> CheckpointFolder | None:
+        options = self._options
+        if options.chkpt_root is None or options.dry_run:
+            return None
+        path = options.chkpt_root / model.save_name
+        return CheckpointFolder(path, self._name(model), options.chkpt_keep_last, self._parts.arrays)
+
+    def _source(self, made: Any, split: str, accumulation_steps: int = 1) -> Source:
+        """Return a split as the loop sees it."""
+        if made is None:
+            needs = {"train": "fit", "valid": "valid_frequency", "test": "test", "predict": "predict"}[split]
+            attribute = {"predict": "test"}.get(split, split)
+            raise InvalidValueError(
+                f"the data module has no {attribute} set and {needs} needs one; expected setup() to assign "
+                f"self._{attribute}_dataset."
+            )
+        loader: Any = made
+        sampler: Any = None
+        if isinstance(made, tuple):
+            loader, sampler = cast("tuple[Any, Any]", made)
+        limit = self._options.batch_limit()
+        return Source(loader, sampler, accumulation_steps=accumulation_steps, limit_batches=limit)
+
+    def _load_weights(self, model: Model) -> None:
+        """Give a model that this trainer has not just fitted its weights."""
+        if model is self._fitted:
+            return
+        folder = self._folder(model)
+        checkpoint = None if folder is None else folder.newest()
+        if checkpoint is None:
+            model.load_for_testing()
+        else:
+            model.load_state_dict(checkpoint.tree["model"], fast_init=True)
+
+    def _facts(self, model: Model, datamodule: DataModule, source: Source) -> dict[str, Any]:
+        sampler = source.sampler
+        params = datamodule.train_params
+        return {
+            "model": model.save_name,
+            "random_seed": self.random_seed,
+            "data_seed": sampler.seed if params is None else params.random_seed,
+            "sampler": sampler.name,
+            "order_version": sampler.order_version,
+            "data_length": source.size,
+            "accumulation_steps": self._plan.accumulation_steps,
+        }
+
+    def _reporting(self, model: Model) -> Reporting:
+        folder = self._folder(model)
+        path = None if folder is None else folder.path
+        return Reporting(self._options, self._plan, self._name(model), path, speaks=self.rank == 0)
+
+    def _summary(self, model: Model, checkpoint: Checkpoint | None) -> dict[str, str]:
+        return {
+            **self._parts.describe(),
+            "device": str(self.device),
+            "seed": str(self.random_seed),
+            **model.describe(),
+            "start": "a fresh run" if checkpoint is None else f"resumed from {checkpoint.path}",
+        }
+
