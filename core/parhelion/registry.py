@@ -41,9 +41,7 @@ class Registry(Generic[T]):
     def register(
         self, entry: None = ..., /, *, name: str | None = ..., aliases: Iterable[str] = ...
     ) -> Callable[[Entry], Entry]: ...
-    def register(
-        self, entry: Any = None, /, *, name: str | None = None, aliases: Iterable[str] = ()
-    ) -> Any:
+    def register(self, entry: Any = None, /, *, name: str | None = None, aliases: Iterable[str] = ()) -> Any:
         """Add ``entry`` under ``name`` (its ``__name__`` by default) and every alias; return it unchanged.
 
         Registering the same object again under a name it already has changes nothing.
@@ -73,7 +71,9 @@ class Registry(Generic[T]):
     __call__ = register
 
     def register_lazy(self, name: str, target: str) -> None:
-        """Add ``name`` for the object at ``target`` ("package.module:attribute"), imported when first asked for.
+        """Add ``name`` for the object at ``target`` ("package.module:attribute"), imported when asked for.
+
+        The module may register the object under that name itself.
 
         Raises:
             DuplicateNameError: the name is taken.
@@ -111,7 +111,8 @@ class Registry(Generic[T]):
         return sorted({*inherited, *self._entries, *self._lazy})
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._lazy or (self._parent is not None and name in self._parent)
+        inherited = self._parent is not None and name in self._parent
+        return inherited or name in self._entries or name in self._lazy
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -128,7 +129,8 @@ class Registry(Generic[T]):
                 f"name of a {self._kind} is {name!r}; expected a non-empty string. Pass name='...'."
             )
         taken = self._entries.get(name, self._lazy.get(name))
-        if taken is not None and taken is not entry:
+        own_target = f"{getattr(entry, '__module__', '')}:{getattr(entry, '__qualname__', '')}"
+        if taken is not None and taken is not entry and taken != own_target:
             raise DuplicateNameError(
                 f"{self._kind} name {name!r} is taken by {taken!r}; names are unique. "
                 "Register under another one with name='...'."
@@ -140,8 +142,9 @@ class Registry(Generic[T]):
         folded = [k for k in known if k.lower() == str(name).lower() and k not in near]
         guess = f" Did you mean {' or '.join(map(repr, folded + near))}?" if folded + near else ""
         return (
-            f"{self._kind} name is {name!r}; expected one of {', '.join(known) or 'none, the registry is empty'}."
-            f"{guess} A name exists once the module that registers it has been imported."
+            f"{self._kind} name is {name!r}; expected one of "
+            f"{', '.join(known) or 'none, the registry is empty'}.{guess} "
+            "A name exists once the module that registers it has been imported."
         )
 
 
@@ -162,11 +165,16 @@ def update_all_registries(root: Path, recurse: bool = True, import_prefix: str =
 
     Raises:
         InvalidValueError: ``root`` is no folder.
-        ImportError: a module cannot be imported; the original error is chained and the file named.
+        ImportError: a module cannot be imported, with the original error chained and the file named; or its
+            name belongs to another file.
     """
     root = Path(root)
     if not root.is_dir():
-        raise InvalidValueError(f"root of the modules to import is {str(root)!r}; expected an existing folder.")
+        raise InvalidValueError(
+            f"root of the modules to import is {str(root)!r}; expected an existing folder. "
+            "Give it relative to the working directory, or whole."
+        )
+    importlib.invalidate_caches()  # a file written a moment ago would not be found
     prefix = f"{import_prefix.rstrip('.')}." if import_prefix else ""
     imported: list[str] = []
     for file in sorted(root.rglob("*.py") if recurse else root.glob("*.py")):
@@ -174,12 +182,21 @@ def update_all_registries(root: Path, recurse: bool = True, import_prefix: str =
         if any(part.startswith(("_", ".")) for part in parts):
             continue
         module = prefix + ".".join(parts)
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise ImportError(
-                f"importing {module!r} for its registrations failed ({type(error).__name__}: {error}); the file is "
-                f"{file}. Check import_prefix ({import_prefix!r}) and that its parent folder is on sys.path."
-            ) from error
+        _import_file(module, file, import_prefix)
         imported.append(module)
     return imported
+
+
+def _import_file(module: str, file: Path, import_prefix: str) -> None:
+    try:
+        found = importlib.import_module(module).__file__
+    except Exception as error:
+        raise ImportError(
+            f"importing {module!r} for its registrations failed ({type(error).__name__}: {error}); the file "
+            f"is {file}. Check import_prefix ({import_prefix!r}) and that its parent folder is on sys.path."
+        ) from error
+    if found is None or Path(found).resolve() != file.resolve():
+        raise ImportError(
+            f"importing {module!r} for its registrations gave {found}; expected {file}. Another module has "
+            "that name: put the folder into a package and pass its name as import_prefix."
+        )

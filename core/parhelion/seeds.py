@@ -1,7 +1,7 @@
 """Where every random number comes from: a seed, mixed with what it is for.
 
 Seeds are never added to: ``seed + epoch`` makes run 0's second epoch run 1's first. :func:`derive` hashes the
-seed together with its purpose instead, so neighbours have nothing in common.
+seed together with its purpose instead, so neighbors have nothing in common.
 
 What a dataset draws for one record is keyed by (split, seed, epoch, place in the epoch's global order) and by
 nothing else. :func:`sample_rng` hands out a generator with that key; a fetch opens the scope that it reads.
@@ -127,7 +127,7 @@ class SampleScope:
         batched: whether one call handles all of them, so that the sample must be named.
     """
 
-    __slots__ = ("_streams", "base", "batched", "first", "place")
+    __slots__ = ("_served", "_streams", "base", "batched", "first", "place")
 
     def __init__(self, base: int, first: int, *, batched: bool = False) -> None:
         self.base = base
@@ -135,17 +135,26 @@ class SampleScope:
         self.place = first
         self.batched = batched
         self._streams: dict[int, _Stream] = {}
+        self._served = -1
 
     def rng(self, place: int) -> np.random.Generator:
         """Return the generator of the sample at ``place``; asked again, it goes on where it was."""
         stream = self._streams.get(place)
         if stream is not None:
             return stream.generator
-        if not self.batched and self._streams:
-            # One record at a time: the stream of the one before serves again.
-            stream = self._streams.popitem()[1]
-        else:
-            stream = _thread.idle.pop() if _thread.idle else _Stream()
+        return self._start(place, _thread.idle.pop() if _thread.idle else _Stream())
+
+    def current_rng(self) -> np.random.Generator:
+        """Return the generator of the sample at :attr:`place`: that of the one before, with a new key."""
+        place = self.place
+        stream = self._streams.get(place)
+        if stream is not None:
+            return stream.generator
+        before = self._streams.pop(self._served, None)
+        self._served = place
+        return self._start(place, before) if before is not None else self.rng(place)
+
+    def _start(self, place: int, stream: _Stream) -> np.random.Generator:
         self._streams[place] = stream
         return stream.rekey(self.base, place)
 
@@ -203,7 +212,7 @@ def sample_rng(k: int | None = None) -> np.random.Generator:
                 "several records at once; call sample_rng(k) with the record's place in the list, 0 for the "
                 "whole batch."
             )
-        return scope.rng(scope.place)
+        return scope.current_rng()
     if k < 0:
         raise InvalidValueError(f"k is {k}; expected the place of a record in the list of indices, from 0.")
     return scope.rng(scope.first + k)

@@ -137,7 +137,11 @@ def _get_branch(kind: Any) -> _Branch:  # noqa: PLR0911 - a line for each kind o
         return functools.partial(_stack_records, kind, [field.name for field in dataclasses.fields(kind)])
     if issubclass(kind, tuple):
         fields = getattr(cast("Any", kind), "_fields", None)
-        return functools.partial(_stack_sequences, tuple) if fields is None else functools.partial(_stack_named, kind)
+        return (
+            functools.partial(_stack_sequences, tuple)
+            if fields is None
+            else functools.partial(_stack_named, kind)
+        )
     if issubclass(kind, list):
         return functools.partial(_stack_sequences, list)
     return _leaf if hasattr(kind, "__array__") else _refuse

@@ -34,18 +34,14 @@ class _Shuffle:
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self.seed = check_seed(seed, "seed")
-        self._latest = (0, self._make(0))
+        self._latest: tuple[int, Permutation] | None = None
 
     def __call__(self, epoch: int) -> Permutation:
-        known, order = self._latest
-        if known == epoch:
-            return order
-        order = self._make(epoch)
-        self._latest = (epoch, order)
-        return order
-
-    def _make(self, epoch: int) -> Permutation:
-        return Permutation(self._size, derive(self.seed, "order", epoch))
+        latest = self._latest
+        if latest is None or latest[0] != epoch:
+            latest = (epoch, Permutation(self._size, derive(self.seed, "order", epoch)))
+            self._latest = latest
+        return latest[1]
 
 
 def _count_records(source: Sized, what: str) -> int:
@@ -164,6 +160,7 @@ class ResumableDistributedSampler(ResumableSampler):
         InvalidValueError: the dataset is empty, or a number is out of range.
     """
 
+    dataset: Any
     num_replicas: int
     rank: int
     drop_last: bool

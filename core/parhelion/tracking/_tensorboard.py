@@ -77,7 +77,7 @@ class TensorBoardTracker:
             older = sorted(path for path in self.run_path.iterdir() if _NAME.match(path.name))
             self._step, self._written = -1 if step is None else step, set()
             if step is None:
-                _move_into(numbered(self.run_path / "earlier"), older)
+                pass
             else:
                 for path in older:
                     self._written |= form.drop_later(path, step)

@@ -15,12 +15,13 @@ __all__ = [
     "check_leading",
     "check_predictions",
     "check_range",
+    "check_weights",
     "checked_scores",
     "classes",
     "rank_of",
     "selected",
+    "spread",
     "spread_mask",
-    "spread_weights",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -28,8 +29,9 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-def check_leading(what: str, shape: tuple[int, ...], whole: str, whole_shape: tuple[int, ...]) -> None:
-    """Raise unless ``shape`` is the beginning of ``whole_shape``."""
+def check_leading(what: str, array: Any, whole: str, whole_shape: tuple[int, ...]) -> None:
+    """Raise unless ``array`` is None or has the beginning of ``whole_shape``."""
+    shape = () if array is None else shape_of(array)
     if shape != whole_shape[: len(shape)]:
         raise InvalidValueError(
             f"{what} has shape {shape} and {whole} {whole_shape}; expected the same, or its leading axes."
@@ -39,7 +41,7 @@ def check_leading(what: str, shape: tuple[int, ...], whole: str, whole_shape: tu
 def check_predictions(predictions: Any, labels: Any, mask: Any) -> int | None:
     """Return how many classes the predictions hold scores for; None if they are classes themselves."""
     shape, labels_shape = shape_of(predictions), shape_of(labels)
-    check_leading("mask", shape_of(mask), "labels", labels_shape)
+    check_leading("mask", mask, "labels", labels_shape)
     if shape == labels_shape:
         return None
     if shape[:-1] != labels_shape:
@@ -71,24 +73,20 @@ def spread_mask(mask: Any, shape: tuple[int, ...]) -> Mask:
         raise InvalidTypeError(
             f"mask is of {mask.dtype}; expected bool, True for a real record. Pass mask != 0."
         )
-    spread: Mask = _spread(mask, shape)
-    return spread
+    return spread(mask, shape)
 
 
-def spread_weights(weight: Any, shape: tuple[int, ...]) -> Floats:
-    """Return the weight of every element of ``shape``."""
-    weights = np.asarray(weight, np.float64)
+def spread(leading: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an array of the leading axes repeated along the others."""
+    array = np.asarray(leading)
+    return np.broadcast_to(array.reshape(array.shape + (1,) * (len(shape) - array.ndim)), shape)
+
+
+def check_weights(weights: Floats) -> None:
+    """Raise unless every weight is finite and >= 0."""
     wrong = weights[~(np.isfinite(weights) & (weights >= 0))]
     if wrong.size:
         raise InvalidValueError(f"weight holds {wrong.flat[0]}; expected finite numbers >= 0.")
-    spread: Floats = _spread(weights, shape)
-    return spread
-
-
-def _spread(leading: Any, shape: tuple[int, ...]) -> Any:
-    """Return an array of the leading axes repeated along the others."""
-    missing = len(shape) - leading.ndim
-    return np.broadcast_to(leading.reshape(leading.shape + (1,) * missing), shape)
 
 
 def classes(what: str, array: Any) -> Integers:
@@ -122,4 +120,5 @@ def rank_of(labels: Integers, scores: npt.NDArray[Any]) -> Integers:
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     columns: Integers = np.arange(scores.shape[1], dtype=np.int64)
     ahead: Mask = (scores > own) | ((scores == own) & (columns < labels[:, None]))
-    return np.add.reduce(ahead, axis=1, dtype=np.int64)
+    rank: Integers = np.add.reduce(ahead, axis=1, dtype=np.int64)
+    return rank

@@ -22,7 +22,7 @@ import numpy as np
 from parhelion.registry import Registry
 
 from ._classification import Accuracy, ConfusionMatrix
-from ._metric_arrays import check_leading, spread_mask, spread_weights
+from ._metric_arrays import check_leading, check_weights, spread, spread_mask
 from ._tally import ExactSum, Tally, shape_of
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Mean(Tally):
             InvalidTypeError: the mask is not of booleans.
         """
         shape = shape_of(values)
-        check_leading("weight", shape_of(weight), "values", shape)
-        check_leading("mask", shape_of(mask), "values", shape)
+        check_leading("weight", weight, "values", shape)
+        check_leading("mask", mask, "values", shape)
         self._take(values, weight, mask)
 
     def compute(self) -> float:
@@ -132,16 +132,17 @@ class Mean(Tally):
 
     def _count(self, *arrays: Any) -> None:
         values, weight, mask = arrays
+        weights = None if weight is None else spread(weight, values.shape)
         if mask is not None:
             real = spread_mask(mask, values.shape)
-            weight = None if weight is None else spread_weights(weight, values.shape)[real]
-            values = values[real]
+            values, weights = values[real], None if weights is None else weights[real]
         values = np.asarray(values, np.float64)
-        if weight is None:
+        if weights is None:
             weights = np.array(values.size, np.float64)
         else:
-            weights = spread_weights(weight, values.shape)
-            values = values[weights > 0] * weights[weights > 0]
+            weights = np.asarray(weights, np.float64)
+            check_weights(weights)
+            values, weights = values[weights > 0] * weights[weights > 0], weights[weights > 0]
         self._sums["total"] = self._sums["total"].plus(values)
         self._sums["weight"] = self._sums["weight"].plus(weights)
 
@@ -160,7 +161,7 @@ class Sum(Tally):
             InvalidValueError: the shapes do not fit.
             InvalidTypeError: the mask is not of booleans.
         """
-        check_leading("mask", shape_of(mask), "values", shape_of(values))
+        check_leading("mask", mask, "values", shape_of(values))
         self._take(values, mask)
 
     def compute(self) -> float:
@@ -177,5 +178,7 @@ class Sum(Tally):
         self._sums["total"] = self._sums["total"].plus(np.asarray(counted, np.float64))
 
 
-for each in (Mean, Sum, Accuracy, ConfusionMatrix):
-    METRIC_REGISTRY.register(each)
+METRIC_REGISTRY.register(Mean)
+METRIC_REGISTRY.register(Sum)
+METRIC_REGISTRY.register(Accuracy)
+METRIC_REGISTRY.register(ConfusionMatrix)

@@ -118,6 +118,9 @@ class Reporting:
 
     def conclude(self, reason: str | None, before: TrainingState, after: TrainingState) -> None:
         """Say why the run ended, and how far it came."""
+        if reason == "finished" and after == TrainingState():
+            _log.warning("total_steps is 0, so nothing is trained; pass how many epochs or updates to train for")
+            return
         where = f"epoch {after.epoch}, iteration {after.current_iteration}"
         if before.global_iteration == after.global_iteration:
             _log.info("nothing to do: the run is %s (%s); a larger total_steps goes on", reason, where)

@@ -67,7 +67,8 @@ def _exact(terms: list[float]) -> ExactSum:
 
 def shape_of(value: Any) -> tuple[int, ...]:
     """Return the shape of an array of any library, or of what NumPy makes an array of; no element is read."""
-    return tuple(np.shape(value))
+    shape = getattr(value, "shape", None)
+    return tuple(np.shape(value) if shape is None else shape)
 
 
 def _is_on_host(value: Any) -> bool:
@@ -75,7 +76,9 @@ def _is_on_host(value: Any) -> bool:
 
 
 def _kept(value: Any) -> Any:
-    """Return what to keep of an array on a device: a copy where the library can change it in place."""
+    """Return what to keep of an array until it is counted: a copy wherever it could be changed in place."""
+    if _is_on_host(value):
+        return None if value is None else np.array(_to_host(value))
     return value.detach().clone() if hasattr(value, "detach") else value
 
 
@@ -138,7 +141,6 @@ class Tally(ABC):
                 f"{name} to merge has {other._settings}; expected {self._settings}. Make both alike."
             )
         self._fold()
-        other._fold()
         self._sums = {key: total + other._sums[key] for key, total in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,8 +177,9 @@ class Tally(ABC):
         if all(map(_is_on_host, arrays)):
             self._count(*map(_to_host, arrays))
             return
-        self._pending.append(tuple(_kept(each) for each in arrays))
-        self._pending_bytes += _num_bytes(arrays)
+        kept = tuple(_kept(each) for each in arrays)
+        self._pending.append(kept)
+        self._pending_bytes += _num_bytes(kept)
         if len(self._pending) >= MAX_PENDING_UPDATES or self._pending_bytes >= MAX_PENDING_BYTES:
             self._fold()
 

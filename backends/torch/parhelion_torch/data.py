@@ -1,0 +1,300 @@
+"""Samplers and loaders as torch's users expect them, over the core's samplers and its fetch."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterator
+from typing import Any, Final
+
+import attrs
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
+
+from parhelion.data import (
+    CollateFn,
+    DataLoaderParams,
+    DatasetSplit,
+    Fetch,
+    check_known,
+    check_params,
+    choose_sampler,
+    count_batches,
+    get_collate_fn,
+    stack_arrays,
+)
+from parhelion.data import collate as collate_records
+from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.sampling import FetchRequest, ResumableSamplerType
+from parhelion.seeds import derive
+
+from .randomness import TorchGenerators
+from .samplers import SAMPLER_REGISTRY, get_group
+
+__all__ = ["collate", "create_dataloader", "loader_for"]
+
+# What concerns workers only, and what this function decides itself.
+_WORKER_OPTIONS: Final = (
+    "multiprocessing_context",
+    "persistent_workers",
+    "prefetch_factor",
+    "timeout",
+    "worker_init_fn",
+)
+_DECIDED: Final = {
+    "batch_sampler": "Pass sampler=, which says what is in each batch.",
+    "generator": "Pass random_seed=, which keys all that is random.",
+    "in_order": "Leave it out: batches come in order, so that a run can be resumed between any two.",
+}
+# Below as many elements torch stacks in one thread.
+_SERIAL_ELEMENTS: Final = 32768
+_get_dtype = operator.attrgetter("dtype")
+
+
+def create_dataloader(
+    dataset: Any,
+    random_seed: int = 6691,
+    batch_size: int = 1,
+    shuffle: bool = False,
+    num_workers: int = 0,
+    pin_memory: bool = True,
+    drop_last: bool = False,
+    debug_mode: bool = False,
+    is_distributed: bool | None = False,
+    sampler: ResumableSamplerType | str | None = None,
+    collate_fn: CollateFn | str | None = None,
+    *,
+    split: DatasetSplit = DatasetSplit.TRAIN,
+    **options: Any,
+) -> tuple[DataLoader[Any], ResumableSamplerType]:
+    """Return a ``torch.utils.data.DataLoader`` that can begin anywhere, and the sampler that says where.
+
+    The loader's iterations begin at ``sampler.position``. Batches, and what is drawn while they are made, are
+    the same with any number of workers, and making them leaves torch's, NumPy's and Python's generators where
+    they were.
+
+    Without a ``sampler`` it is the distributed one where ranks share the data, else the random one for
+    ``shuffle``, else the sequential one. Without a ``collate_fn`` numbers and arrays are stacked to tensors:
+    float -> float32, int -> int64, bool -> bool, what has a dtype keeps it.
+
+    Args:
+        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``.
+        random_seed: keys the order and each sample's randomness.
+        batch_size: records per rank and batch.
+        shuffle: whether each epoch has a random order.
+        num_workers: worker processes; 0 loads in this one.
+        pin_memory: whether to copy batches to page-locked memory, where there is an accelerator.
+        drop_last: whether to leave out an incomplete last batch.
+        debug_mode: whether to load in this process whatever ``num_workers`` says.
+        is_distributed: whether ranks share the data; None means if a process group is up.
+        sampler: a resumable sampler, or the name of a registered one. Its tail policy is set to the split's.
+        collate_fn: makes a batch of a list of records, or the name of a registered function.
+        split: what the data is for; evaluation splits never repeat a record.
+        options: other arguments of torch's ``DataLoader``, and ``global_rng`` ("batch", "sample" or "off"):
+            what keys the generators of torch, NumPy and Python while records are fetched.
+
+    Raises:
+        InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument
+            has a type that cannot work.
+        InvalidValueError: (a ValueError) an argument has a value that cannot work, or an option is unknown.
+        UnknownNameError: nothing is registered under a name.
+    """
+    params = DataLoaderParams(
+        random_seed=random_seed,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        drop_last=drop_last,
+        debug_mode=debug_mode,
+        is_distributed=is_distributed,
+        sampler=sampler,
+        collate_fn=collate_fn,
+        options=options,
+    )
+    return loader_for(dataset, split, params)
+
+
+def loader_for(
+    dataset: Any, split: DatasetSplit, params: DataLoaderParams
+) -> tuple[DataLoader[Any], ResumableSamplerType]:
+    """Return what :func:`create_dataloader` does, for a data set and its params; it raises the same."""
+    check_params(params)
+    options = _check_options(params)
+    global_rng = options.pop("global_rng", None)
+    if isinstance(dataset, IterableDataset):
+        raise InvalidTypeError(
+            f"dataset is a {type(dataset).__name__}, which is an IterableDataset; expected a map dataset, "
+            "with __getitem__ and __len__, since a stream cannot be entered at a position. Give it these, or "
+            "return another loader and a resumable sampler from the data module."
+        )
+    world, rank = get_group()
+    if params.is_distributed is None:
+        params = DataLoaderParams.from_dict(params.to_dict() | {"is_distributed": world > 1})
+    sampler = choose_sampler(dataset, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
+    collate_fn = get_collate_fn(params.collate_fn)
+    batched, returns_batches = _inspect(dataset)
+    fetch = Fetch(
+        dataset,
+        split=split,
+        seed=params.random_seed,
+        collate_fn=_to_tensors if collate_fn is None and returns_batches else collate_fn,
+        default_collate=collate,
+        generators=TorchGenerators(),
+        global_rng=global_rng,
+        batched=batched,
+        returns_batches=returns_batches,
+    )
+    return _PositionedLoader(fetch, sampler, params, options), sampler
+
+
+class _PositionedLoader(DataLoader[Any]):
+    """What a user sees is the dataset, sampler, batch size and collate function as given.
+
+    What is iterated over is a second loader inside, whose batch sampler yields requests, so that the place of
+    every sample comes to the worker with its index.
+    """
+
+    def __init__(
+        self, fetch: Fetch, sampler: ResumableSamplerType, params: DataLoaderParams, options: dict[str, Any]
+    ) -> None:
+        shared: dict[str, Any] = {
+            **options,
+            "num_workers": 0 if params.debug_mode else params.num_workers,
+            "pin_memory": params.pin_memory and _can_pin(),
+            # A generator of its own: torch would draw the workers' seeds from the one that training draws
+            # from.
+            "generator": torch.Generator(),
+        }
+        super().__init__(
+            fetch.dataset,
+            batch_size=params.batch_size,
+            sampler=sampler,
+            drop_last=params.drop_last,
+            collate_fn=fetch.collate_fn,
+            **shared,
+        )
+        self._seed = params.random_seed
+        self._inside: DataLoader[Any] = DataLoader(
+            _RequestedDataset(fetch), batch_sampler=_Requests(sampler), collate_fn=_get_whole, **shared
+        )
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    def __iter__(self) -> Any:
+        position = self.sampler.position
+        self.generator.manual_seed(derive(self._seed, "workers", position.epoch, position.offset))
+        return iter(self._inside)
+
+
+class _Requests(Sampler[FetchRequest]):
+    def __init__(self, sampler: ResumableSamplerType) -> None:
+        self._sampler = sampler
+
+    def __iter__(self) -> Iterator[FetchRequest]:
+        return (request for request in self._sampler.requests() if len(request.indices))
+
+    def __len__(self) -> int:
+        return count_batches(self._sampler)
+
+
+class _RequestedDataset(Dataset[Any]):
+    """The user's dataset, asked by request; all else about it shows through, also to ``worker_init_fn``."""
+
+    _fetch: Fetch
+
+    def __init__(self, fetch: Fetch) -> None:
+        object.__setattr__(self, "_fetch", fetch)
+
+    def __getitems__(self, request: FetchRequest) -> Any:
+        return self._fetch(request, in_worker=get_worker_info() is not None)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._fetch.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._fetch.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        # Without the check, unpickling would look for the fetch in the fetch.
+        if name.startswith("__") or name == "_fetch":
+            raise AttributeError(name)
+        return getattr(self._fetch.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._fetch.dataset, name, value)
+
+
+def _get_whole(batch: Any) -> Any:
+    return batch
+
+
+def collate(records: list[Any]) -> Any:
+    """Return one batch of tensors; the rules are those of the core's ``collate``.
+
+    Raises:
+        CollateError: the records do not fit together; the record, the sample index and the field are named.
+    """
+    return collate_records(records, stack=_stack_leaves)
+
+
+def _stack_leaves(values: list[Any]) -> torch.Tensor:
+    if isinstance(values[0], torch.Tensor):
+        return _stack_tensors(values)
+    return torch.from_numpy(stack_arrays(values))
+
+
+def _stack_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
+    first = tensors[0]
+    if list(map(_get_dtype, tensors)).count(first.dtype) != len(tensors):
+        raise TypeError("the dtypes differ")
+    if first.numel() * len(tensors) >= _SERIAL_ELEMENTS and torch.get_num_threads() > 1:
+        # torch would wake its threads here, in the process that trains; they spin, and copying needs none.
+        try:
+            return torch.from_numpy(stack_arrays([tensor.numpy() for tensor in tensors]))
+        except (TypeError, RuntimeError):
+            # NumPy does not know the dtype or the layout, or a gradient is wanted.
+            pass
+    return torch.stack(tensors)
+
+
+def _to_tensors(batch: Any) -> Any:
+    """Return a finished batch with tensors for arrays, which share memory where that can be."""
+    if isinstance(batch, np.ndarray):
+        return torch.from_numpy(batch if batch.flags.writeable and batch.flags.c_contiguous else batch.copy())
+    if isinstance(batch, dict):
+        return {key: _to_tensors(value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(_to_tensors, batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(map(_to_tensors, batch))
+    return batch
+
+
+def _check_options(params: DataLoaderParams) -> dict[str, Any]:
+    """Return the options without those that concern workers, where debugging does without workers."""
+    options = dict(params.options)
+    own = {field.name for field in attrs.fields(DataLoaderParams)} | {"dataset"}
+    known = set(inspect.signature(DataLoader).parameters) - own | {"global_rng"}
+    check_known(options, known, "option of the loader")
+    for name in _DECIDED.keys() & options:
+        raise InvalidValueError(f"option {name!r} of the loader is given; expected none. {_DECIDED[name]}")
+    if params.debug_mode:
+        options = {name: value for name, value in options.items() if name not in _WORKER_OPTIONS}
+    return options
+
+
+def _inspect(dataset: Any) -> tuple[bool, bool]:
+    """Return whether the dataset is asked for several records at once, and whether it stacks them itself."""
+    while isinstance(dataset, Subset):
+        # It has __getitems__ whether or not what it is a subset of has.
+        dataset = dataset.dataset
+    batched = callable(getattr(dataset, "__getitems__", None))
+    return batched, batched and bool(getattr(dataset, "returns_batches", False))
+
+
+def _can_pin() -> bool:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator is not None and accelerator.type != "mps"

@@ -1,0 +1,70 @@
+"""The neutral samplers as torch's users expect them: torch's own, by isinstance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch.distributed
+from torch.utils.data import DistributedSampler, Sampler
+
+from parhelion import sampling
+from parhelion.registry import Registry
+from parhelion.sampling import ResumableSamplerType
+
+__all__ = [
+    "SAMPLER_REGISTRY",
+    "ResumableDistributedSampler",
+    "ResumableRandomSampler",
+    "ResumableSampler",
+    "ResumableSequentialSampler",
+    "create_sampler",
+    "get_group",
+]
+
+SAMPLER_REGISTRY: Final[Registry[Callable[..., ResumableSamplerType]]] = Registry(
+    "sampler", parent=sampling.SAMPLER_REGISTRY
+)
+"""Samplers by name: torch's, and the neutral ones that torch's do not shadow."""
+
+
+def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> ResumableSamplerType:
+    """Return a new sampler of the kind registered under ``type_name``, made from the other arguments.
+
+    Raises:
+        UnknownNameError: no sampler has that name; near matches are named.
+    """
+    return SAMPLER_REGISTRY.get(type_name)(*args, **kwargs)
+
+
+class ResumableSampler(sampling.ResumableSampler, Sampler[int]):
+    """The neutral base class of samplers, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableSequentialSampler(sampling.ResumableSequentialSampler, ResumableSampler):
+    """The neutral sequential sampler, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableRandomSampler(sampling.ResumableRandomSampler, ResumableSampler):
+    """The neutral random sampler, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableDistributedSampler(sampling.ResumableDistributedSampler, DistributedSampler[int]):
+    """The neutral distributed sampler, being a ``torch.utils.data.DistributedSampler``.
+
+    ``num_replicas`` and ``rank`` are the process group's if they are None, and 1 and 0 where there is no
+    group.
+    """
+
+    def _group(self) -> tuple[int, int]:
+        return get_group()
+
+
+def get_group() -> tuple[int, int]:
+    """Return the number of ranks and this rank: those of the process group, else 1 and 0."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
