@@ -53,13 +53,14 @@ def test_every_dtype_of_torch_is_either_saved_or_refused():
     assert dtypes == set(_DTYPES) | (UNSAVABLE & dtypes)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("dtype", _DTYPES.values(), ids=str)
 def test_every_dtype_comes_back_bit_for_bit(tmp_path, dtype):
     tensor = random_bits(dtype, 4, 6)
     tree = {
         "plain": tensor,
         "scalar": tensor[1, 2].clone(),
-        "empty": tensor[:0, :3].clone(),
+        "empty": torch.empty(0, 3, dtype=dtype),
         "transposed": tensor.T,
         "strided": tensor[::2, 1::3],
         "expanded": tensor[:1].expand(3, 6),
@@ -200,7 +201,7 @@ def test_a_state_dict_keeps_its_type_and_module_versions(tmp_path):
         ),
         (lambda: torch.empty(4, dtype=torch.bits8), r"a tensor of the packed dtype torch\.bits8", "uint8"),
         (
-            lambda: torch.nn.UninitializedParameter(),
+            torch.nn.UninitializedParameter,
             "a tensor of the subclass UninitializedParameter",
             "as_subclass",
         ),
@@ -231,7 +232,7 @@ def test_a_subclass_is_refused_rather_than_stripped():
     class Labelled(torch.Tensor):
         pass
 
-    with pytest.raises(UnsavableValueError, match=r"^w is a tensor of the subclass Labelled"):
+    with pytest.raises(UnsavableValueError, match=r"^w is a tensor of the subclass \S*Labelled"):
         flatten({"w": torch.ones(2).as_subclass(Labelled)}, Arrays())
 
 

@@ -23,7 +23,7 @@ NUM_UPDATES = 60
 
 
 def rates(make):
-    """Return the learning rates that a torch scheduler gives the first updates of an SGD that began at 0.8."""
+    """Return the learning rates that a torch scheduler gives an SGD that began at 0.8."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
     with warnings.catch_warnings():
         # SequentialLR calls its parts in a way that torch itself warns of.

@@ -1,0 +1,20 @@
+"""Parhelion on PyTorch."""
+
+from parhelion.sampling import ResumableSamplerType as ResumableSamplerType
+
+from .data import collate as collate
+from .data import create_dataloader as create_dataloader
+from .model import LossModel as LossModel
+from .model import Model as Model
+from .plugins import CUDAPlugin as CUDAPlugin
+from .samplers import SAMPLER_REGISTRY as SAMPLER_REGISTRY
+from .samplers import ResumableDistributedSampler as ResumableDistributedSampler
+from .samplers import ResumableRandomSampler as ResumableRandomSampler
+from .samplers import ResumableSampler as ResumableSampler
+from .samplers import ResumableSequentialSampler as ResumableSequentialSampler
+from .samplers import create_sampler as create_sampler
+from .schedules import Scheduled as Scheduled
+from .schedules import on_metric as on_metric
+from .schedules import per_epoch as per_epoch
+from .schedules import per_update as per_update
+from .trainer import Trainer as Trainer

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
@@ -22,15 +19,17 @@ from parhelion.data import (
     choose_sampler,
     count_batches,
     get_collate_fn,
-    stack_arrays,
 )
-from parhelion.data import collate as collate_records
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.sampling import FetchRequest, ResumableSamplerType
 from parhelion.seeds import derive
 
+from .collate import collate, to_tensors
 from .randomness import TorchGenerators
 from .samplers import SAMPLER_REGISTRY, get_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["collate", "create_dataloader", "loader_for"]
 
@@ -45,14 +44,11 @@ _WORKER_OPTIONS: Final = (
 _DECIDED: Final = {
     "batch_sampler": "Pass sampler=, which says what is in each batch.",
     "generator": "Pass random_seed=, which keys all that is random.",
-    "in_order": "Leave it out: batches come in order, so that a run can be resumed between any two.",
+    "in_order": "Batches come in order, so that a run can be resumed between any two.",
 }
-# Below as many elements torch stacks in one thread.
-_SERIAL_ELEMENTS: Final = 32768
-_get_dtype = operator.attrgetter("dtype")
 
 
-def create_dataloader(
+def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     dataset: Any,
     random_seed: int = 6691,
     batch_size: int = 1,
@@ -123,7 +119,7 @@ def loader_for(
     check_params(params)
     options = _check_options(params)
     global_rng = options.pop("global_rng", None)
-    if isinstance(dataset, IterableDataset):
+    if issubclass(type(dataset), IterableDataset):
         raise InvalidTypeError(
             f"dataset is a {type(dataset).__name__}, which is an IterableDataset; expected a map dataset, "
             "with __getitem__ and __len__, since a stream cannot be entered at a position. Give it these, or "
@@ -139,7 +135,7 @@ def loader_for(
         dataset,
         split=split,
         seed=params.random_seed,
-        collate_fn=_to_tensors if collate_fn is None and returns_batches else collate_fn,
+        collate_fn=to_tensors if collate_fn is None and returns_batches else collate_fn,
         default_collate=collate,
         generators=TorchGenerators(),
         global_rng=global_rng,
@@ -159,15 +155,17 @@ class _PositionedLoader(DataLoader[Any]):
     def __init__(
         self, fetch: Fetch, sampler: ResumableSamplerType, params: DataLoaderParams, options: dict[str, Any]
     ) -> None:
+        # A generator of its own: torch would draw the workers' seeds from the one that training draws from.
+        generator = torch.Generator()
         shared: dict[str, Any] = {
             **options,
             "num_workers": 0 if params.debug_mode else params.num_workers,
             "pin_memory": params.pin_memory and _can_pin(),
             # A generator of its own: torch would draw the workers' seeds from the one that training draws
             # from.
-            "generator": torch.Generator(),
+            "generator": generator,
         }
-        super().__init__(
+        super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             fetch.dataset,
             batch_size=params.batch_size,
             sampler=sampler,
@@ -175,17 +173,19 @@ class _PositionedLoader(DataLoader[Any]):
             collate_fn=fetch.collate_fn,
             **shared,
         )
-        self._seed = params.random_seed
+        self._seed, self._own = params.random_seed, generator
+        self._source = sampler
+        requests: Any = _Requests(sampler)
         self._inside: DataLoader[Any] = DataLoader(
-            _RequestedDataset(fetch), batch_sampler=_Requests(sampler), collate_fn=_get_whole, **shared
+            _RequestedDataset(fetch), batch_sampler=requests, collate_fn=_get_whole, **shared
         )
 
     def __len__(self) -> int:
         return len(self._inside)
 
     def __iter__(self) -> Any:
-        position = self.sampler.position
-        self.generator.manual_seed(derive(self._seed, "workers", position.epoch, position.offset))
+        position = self._source.position
+        self._own.manual_seed(derive(self._seed, "workers", position.epoch, position.offset))
         return iter(self._inside)
 
 
@@ -231,56 +231,17 @@ def _get_whole(batch: Any) -> Any:
     return batch
 
 
-def collate(records: list[Any]) -> Any:
-    """Return one batch of tensors; the rules are those of the core's ``collate``.
-
-    Raises:
-        CollateError: the records do not fit together; the record, the sample index and the field are named.
-    """
-    return collate_records(records, stack=_stack_leaves)
-
-
-def _stack_leaves(values: list[Any]) -> torch.Tensor:
-    if isinstance(values[0], torch.Tensor):
-        return _stack_tensors(values)
-    return torch.from_numpy(stack_arrays(values))
-
-
-def _stack_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
-    first = tensors[0]
-    if list(map(_get_dtype, tensors)).count(first.dtype) != len(tensors):
-        raise TypeError("the dtypes differ")
-    if first.numel() * len(tensors) >= _SERIAL_ELEMENTS and torch.get_num_threads() > 1:
-        # torch would wake its threads here, in the process that trains; they spin, and copying needs none.
-        try:
-            return torch.from_numpy(stack_arrays([tensor.numpy() for tensor in tensors]))
-        except (TypeError, RuntimeError):
-            # NumPy does not know the dtype or the layout, or a gradient is wanted.
-            pass
-    return torch.stack(tensors)
-
-
-def _to_tensors(batch: Any) -> Any:
-    """Return a finished batch with tensors for arrays, which share memory where that can be."""
-    if isinstance(batch, np.ndarray):
-        return torch.from_numpy(batch if batch.flags.writeable and batch.flags.c_contiguous else batch.copy())
-    if isinstance(batch, dict):
-        return {key: _to_tensors(value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_to_tensors, batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(map(_to_tensors, batch))
-    return batch
-
-
 def _check_options(params: DataLoaderParams) -> dict[str, Any]:
     """Return the options without those that concern workers, where debugging does without workers."""
     options = dict(params.options)
-    own = {field.name for field in attrs.fields(DataLoaderParams)} | {"dataset"}
-    known = set(inspect.signature(DataLoader).parameters) - own | {"global_rng"}
-    check_known(options, known, "option of the loader")
-    for name in _DECIDED.keys() & options:
-        raise InvalidValueError(f"option {name!r} of the loader is given; expected none. {_DECIDED[name]}")
+    for name in options:
+        if name in _DECIDED:
+            raise InvalidValueError(
+                f"option {name!r} of the loader is given; expected it left out. {_DECIDED[name]}"
+            )
+    elsewhere = {"dataset", *_DECIDED, *(field.name for field in attrs.fields(DataLoaderParams))}
+    known = set(inspect.signature(DataLoader).parameters) - elsewhere
+    check_known(options, {*known, "global_rng"}, "option of the loader")
     if params.debug_mode:
         options = {name: value for name, value in options.items() if name not in _WORKER_OPTIONS}
     return options
@@ -288,7 +249,7 @@ def _check_options(params: DataLoaderParams) -> dict[str, Any]:
 
 def _inspect(dataset: Any) -> tuple[bool, bool]:
     """Return whether the dataset is asked for several records at once, and whether it stacks them itself."""
-    while isinstance(dataset, Subset):
+    while issubclass(type(dataset), Subset):
         # It has __getitems__ whether or not what it is a subset of has.
         dataset = dataset.dataset
     batched = callable(getattr(dataset, "__getitems__", None))

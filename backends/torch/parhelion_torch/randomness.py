@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from parhelion.seeds import PythonGenerators
 
-__all__ = ["TorchGenerators"]
+__all__ = ["Randomness", "TorchGenerators"]
 
 
 class TorchGenerators(PythonGenerators):
@@ -27,7 +29,7 @@ class TorchGenerators(PythonGenerators):
     def restore(self, state: dict[str, Any]) -> None:
         """Continue all three from what :meth:`capture` returned."""
         super().restore(state)
-        torch.default_generator.set_state(torch.from_numpy(state["torch"].copy()))
+        torch.default_generator.set_state(torch.tensor(state["torch"]))
 
     def set_aside(self) -> Any:
         """Return what :meth:`put_back` needs to bring the three streams back."""
@@ -38,3 +40,43 @@ class TorchGenerators(PythonGenerators):
         python, own = aside
         super().put_back(python)
         torch.default_generator.set_state(own)
+
+
+class Randomness(TorchGenerators):
+    """The generators that a training step may draw from: the three on the host, and the device's where it is a GPU.
+
+    Args:
+        device: the device of this rank.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device if device.type == "cuda" else None
+
+    def seed(self, seed: int) -> None:
+        """Start every generator at the stream of ``seed``, a 64-bit integer."""
+        super().seed(seed)
+        if self._gpu is not None:
+            with torch.cuda.device(self._gpu):
+                torch.cuda.manual_seed(seed)
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state of every generator as plain values and arrays."""
+        state = super().capture()
+        if self._gpu is not None:
+            state["cuda"] = torch.cuda.get_rng_state(self._gpu).numpy()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue every generator from a captured state; one of another device kind leaves the GPU's as it is."""
+        super().restore(state)
+        if self._gpu is not None and "cuda" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state["cuda"].copy()), self._gpu)
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Return a context after which every generator is where it was before."""
+        state = self.capture()
+        try:
+            yield
+        finally:
+            self.restore(state)

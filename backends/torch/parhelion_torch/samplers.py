@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch.distributed
 from torch.utils.data import DistributedSampler, Sampler
@@ -12,11 +11,15 @@ from parhelion import sampling
 from parhelion.registry import Registry
 from parhelion.sampling import ResumableSamplerType
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
     "SAMPLER_REGISTRY",
     "ResumableDistributedSampler",
     "ResumableRandomSampler",
     "ResumableSampler",
+    "ResumableSamplerType",
     "ResumableSequentialSampler",
     "create_sampler",
     "get_group",
@@ -52,7 +55,7 @@ class ResumableRandomSampler(sampling.ResumableRandomSampler, ResumableSampler):
 
 
 @SAMPLER_REGISTRY.register
-class ResumableDistributedSampler(sampling.ResumableDistributedSampler, DistributedSampler[int]):
+class ResumableDistributedSampler(sampling.ResumableDistributedSampler, DistributedSampler[int]):  # type: ignore[override]
     """The neutral distributed sampler, being a ``torch.utils.data.DistributedSampler``.
 
     ``num_replicas`` and ``rank`` are the process group's if they are None, and 1 and 0 where there is no

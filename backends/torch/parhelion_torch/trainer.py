@@ -14,7 +14,7 @@ from parhelion.errors import InvalidValueError
 from parhelion.training import BackendParts, TrainerOptions, TrainingUnit
 from parhelion.training import Trainer as CoreTrainer
 
-from .arrays import TorchArrays
+from .arrays import Arrays
 from .data import loader_for
 from .placement import Placement
 from .randomness import Randomness
@@ -165,7 +165,7 @@ def _parts(
         placement=Placement(device),
         randomness=Randomness(device),
         world=world,
-        arrays=TorchArrays(),
+        arrays=Arrays(),
         create_dataloader=loader_for,
         switches=switches,
         describe=describe,

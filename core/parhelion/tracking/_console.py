@@ -93,8 +93,8 @@ def banner_text(lines: Mapping[str, str]) -> str:
     Version, Python, NumPy and platform come first, then ``lines`` in the caller's order: versions of the
     backend, devices, seed, parameters, where the run goes on from.
     """
-    from parhelion import __version__  # noqa: PLC0415 - the package's table is complete only after this module
-
+    # Looked up, not imported: the package's table is above this room, and complete only after it.
+    version: str = sys.modules[__name__.partition(".")[0]].__version__
     known = {
         "Python": platform.python_version(),
         "NumPy": np.__version__,
@@ -103,7 +103,7 @@ def banner_text(lines: Mapping[str, str]) -> str:
     shown = {name: " ".join(text.split()) for name, text in (known | dict(lines)).items()}
     width = max(map(len, shown))
     return "\n".join(
-        [f"Parhelion {__version__}", *(f"  {name:<{width}}  {text}" for name, text in shown.items())]
+        [f"Parhelion {version}", *(f"  {name:<{width}}  {text}" for name, text in shown.items())]
     )
 
 

@@ -77,7 +77,7 @@ class TensorBoardTracker:
             older = sorted(path for path in self.run_path.iterdir() if _NAME.match(path.name))
             self._step, self._written = -1 if step is None else step, set()
             if step is None:
-                pass
+                _move_into(numbered(self.run_path / "earlier"), older)
             else:
                 for path in older:
                     self._written |= form.drop_later(path, step)
@@ -175,8 +175,7 @@ class _EventFormat:
                 event = self._events.Event.FromString(record[_HEAD : -_CHECKSUM.size])
             except self._damage:
                 return
-            # A second version record may carry a step; it is no point of any curve.
-            if event.step <= step or event.HasField("file_version"):
+            if event.step <= step:
                 yield record, event
 
     def _records(self, file: BinaryIO) -> Iterator[bytes]:

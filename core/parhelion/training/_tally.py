@@ -140,7 +140,7 @@ class Tally(ABC):
             raise InvalidValueError(
                 f"{name} to merge has {other._settings}; expected {self._settings}. Make both alike."
             )
-        self._fold()
+        other._fold()
         self._sums = {key: total + other._sums[key] for key, total in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def test_a_full_disk_costs_the_history_no_row_and_is_told_on_the_console(tmp_pat
     out, err = capsys.readouterr()
     assert out == "iteration 1  loss 1\niteration 2  loss 2\nJsonlHistory can write again.\n"
     assert err == (
-        "error: JsonlHistory cannot write: [Errno 27] File too large. The run goes on without it until it can.\n"
+        "error: JsonlHistory cannot write: [Errno 27] File too large. "
+        "The run goes on without it until it can.\n"
     )
 
 

@@ -223,6 +223,23 @@ class TestEveryMetric:
         metric.reset()
         assert_same(metric, make())
 
+    def test_a_merge_counts_what_waits_on_both_sides(self, kind):
+        make, arguments = KINDS[kind]
+        scores, labels = np.eye(4), np.array([0, 1, 0, 1])
+        eager, one, other = make(), make(), make()
+        for metric in (one, other):
+            metric.update(*map(Device, arguments(scores, labels)))
+            eager.update(*arguments(scores, labels))
+        one.merge(other)
+        assert_same(one, eager)
+
+    def test_a_loaded_state_forgets_what_was_waiting(self, kind):
+        make, arguments = KINDS[kind]
+        metric = make()
+        metric.update(*map(Device, arguments(np.eye(4), np.arange(4))))
+        metric.load_state_dict(make().state_dict())
+        assert_same(metric, make())
+
     def test_it_is_a_metric_that_pickles_and_says_how_it_was_made(self, kind):
         make, arguments = KINDS[kind]
         metric = make()
