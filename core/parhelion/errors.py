@@ -21,6 +21,7 @@
     │   ├── CheckpointVersionError                written by a newer format
     │   └── CheckpointMismatchError (ValueError)  sound, but of another experiment
     ├── NonFiniteLossError         (ArithmeticError)  NaN or inf; names the first bad iteration
+    ├── ResumeError                (AssertionError)   a run started again differs from one never stopped
     ├── BackendNotFoundError       (ImportError)  no backend of that name is installed
     └── MissingExtraError          (ImportError)  an optional dependency is not installed
 
@@ -48,6 +49,7 @@ __all__ = [
     "PluginError",
     "RecordError",
     "RegistryError",
+    "ResumeError",
     "SampleScopeError",
     "UnknownNameError",
     "UnsavableValueError",
@@ -132,6 +134,10 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 class NonFiniteLossError(ParhelionError, ArithmeticError):
     """A loss became NaN or infinite."""
+
+
+class ResumeError(ParhelionError, AssertionError):
+    """A run that was stopped and started again was given something else than one that never stopped."""
 
 
 class BackendNotFoundError(ParhelionError, ImportError):

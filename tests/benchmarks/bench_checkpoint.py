@@ -1,8 +1,8 @@
 """Saving and loading against the least that any durable, or any complete, way must do.
 
-Run ``python tests/benchmarks/bench_checkpoint.py``. The floors write (and fsync) or read the same bytes and do
-nothing else: no hash, no manifest, no rename. All cases take turns, because a disk's mood changes from second to
-second; medians are compared. The first round warms up and is left out.
+Run ``python tests/benchmarks/bench_checkpoint.py``. The floors write (and fsync) or read the same bytes and
+do nothing else: no hash, no manifest, no rename. All cases take turns, because a disk's mood changes from
+second to second; medians are compared. The first round warms up and is left out.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from parhelion.sampling import ResumableSamplerType as ResumableSamplerType
 
+from .arrays import Arrays as Arrays
 from .data import collate as collate
 from .data import create_dataloader as create_dataloader
 from .model import LossModel as LossModel

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import operator
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from parhelion.data import collate as collate_records
 from parhelion.data import stack_arrays
@@ -38,21 +40,52 @@ def collate(records: list[Any]) -> Any:
 def _stack_leaves(values: list[Any]) -> torch.Tensor:
     if isinstance(values[0], torch.Tensor):
         return _stack_tensors(values)
-    return _from_numpy(stack_arrays(values))
+    if get_worker_info() is None:
+        return _from_numpy(stack_arrays(values))
+    shared: list[torch.Tensor] = []
+
+    def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+        shared.append(_make_shared(shape, _from_numpy(np.empty(0, dtype)).dtype))
+        return shared[0].numpy()
+
+    stacked = stack_arrays(values, empty=empty)
+    return shared[0] if shared else _from_numpy(stacked)
 
 
 def _stack_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
     first = tensors[0]
     if list(map(_get_dtype, tensors)).count(first.dtype) != len(tensors):
         raise TypeError("the dtypes differ")
-    if first.numel() * len(tensors) >= _PARALLEL_ELEMENTS and torch.get_num_threads() > 1:
-        # torch would wake its threads here, in the process that trains; they spin, and copying needs none.
-        try:
-            return _from_numpy(stack_arrays([tensor.numpy() for tensor in tensors]))
-        except (TypeError, RuntimeError):
-            # NumPy does not know the dtype or the layout, or a gradient is wanted.
-            pass
-    return torch.stack(tensors)
+    in_worker = get_worker_info() is not None
+    many = first.numel() * len(tensors) >= _PARALLEL_ELEMENTS
+    if first.device.type != "cpu" or not (in_worker or (many and torch.get_num_threads() > 1)):
+        return torch.stack(tensors)
+    try:
+        if in_worker:
+            return torch.stack(tensors, out=_make_shared((len(tensors), *first.shape), first.dtype))
+        return _stack_quietly(tensors)
+    except (TypeError, RuntimeError):
+        # NumPy has no such dtype, or a gradient is wanted, or it is no ordinary tensor.
+        return torch.stack(tensors)
+
+
+def _make_shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor in shared memory: sending it from a worker copies nothing. torch's collation does so too."""
+    kind = cast("Any", torch.UntypedStorage)
+    storage = kind._new_shared(math.prod(shape) * dtype.itemsize)  # noqa: SLF001 - there is no public way
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
+def _stack_quietly(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Stack in one thread: torch's others would spin on afterwards, in the process that trains."""
+    count = tensors[0].numel()
+    if count > _PARALLEL_ELEMENTS // 4:
+        return _from_numpy(stack_arrays([tensor.numpy() for tensor in tensors]))
+    out = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype)
+    step = (_PARALLEL_ELEMENTS - 1) // count
+    for start in range(0, len(tensors), step):
+        torch.stack(tensors[start : start + step], out=out[start : start + step])
+    return out
 
 
 def to_tensors(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArrayAdapter",
     "HostArray",
+    "align",
     "aligned_empty",
     "dense_strides",
     "host_from_numpy",
@@ -78,6 +80,11 @@ class ArrayAdapter(Protocol):
         ...
 
 
+def align(size: int) -> int:
+    """Return ``size`` rounded up, so that what follows is aligned too."""
+    return size + -size % _ALIGNMENT
+
+
 def aligned_empty(size: int) -> npt.NDArray[np.uint8]:
     """Return ``size`` uninitialised bytes at a 64-byte boundary.
 
@@ -127,10 +134,15 @@ def numpy_identity(array: npt.NDArray[Any]) -> Hashable:
     return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
 
 
+@functools.cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    little = dtype.newbyteorder("<")
+    return little.name if little.name in _NAMED and little == dtype else dtype.str
+
+
 def host_from_numpy(array: npt.NDArray[Any]) -> HostArray:
     """Return the bytes of an array of a plain dtype; a view of it where it lies in C order."""
-    little = array.dtype.newbyteorder("<")
-    name = little.name if little.name in _NAMED and little == array.dtype else array.dtype.str
+    name = _dtype_name(array.dtype)
     strides = None
     if not array.flags.c_contiguous and array.itemsize:
         strides = dense_strides(array.shape, [stride // array.itemsize for stride in array.strides])

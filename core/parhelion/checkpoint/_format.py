@@ -55,6 +55,8 @@ VERSION: Final = 1
 HASH: Final = "xxh3_128"
 MANIFEST: Final = "manifest.json"
 SHARD: Final = re.compile(r"arrays-(\d{5})\.safetensors")
+_ENCODER: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+_COLUMNS: Final = ("file", "offset", "size", "dtype", "shape", "hash")
 # What reading a sound manifest can raise that another version, or another program, made.
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
 
@@ -243,10 +245,8 @@ def _checksum_line(body: bytes) -> bytes:
 
 
 def _array_row(entry: ArrayEntry) -> dict[str, Json]:
-    row = attrs.asdict(entry)
-    if entry.strides is None:
-        del row["strides"]
-    return row
+    row = {name: getattr(entry, name) for name in _COLUMNS}
+    return row if entry.strides is None else row | {"strides": entry.strides}
 
 
 def _array_entry(row: dict[str, Json]) -> ArrayEntry:
@@ -261,7 +261,7 @@ def _table(rows: Mapping[str, Json]) -> str:
 
 
 def _dumps(node: Json) -> str:
-    return json.dumps(node, allow_nan=False, ensure_ascii=False)
+    return _ENCODER.encode(node)
 
 
 def _refuse_constant(token: str) -> NoReturn:

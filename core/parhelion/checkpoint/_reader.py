@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
 from parhelion.errors import InvalidValueError
 
-from ._arrays import HostArray, aligned_empty
+from ._arrays import HostArray, align, aligned_empty
 from ._format import (
     SHARD,
     ArrayEntry,
@@ -26,8 +27,11 @@ from ._format import (
 from ._tree import unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from io import FileIO
+
+    import numpy as np
+    import numpy.typing as npt
 
     from ._arrays import ArrayAdapter
 
@@ -35,6 +39,10 @@ __all__ = ["Checkpoint", "load_checkpoint"]
 
 # Hashing a piece right after reading it finds it still in the processor's cache.
 _CHUNK: Final = 1 << 20
+# From 4 MB on NumPy asks for huge pages, without which touching new memory costs more than reading the file.
+# Not much more than that, for an array that is kept holds on to its whole slab.
+_SLAB: Final = 1 << 23
+_Row: TypeAlias = "tuple[str, ArrayEntry]"
 
 
 @attrs.frozen
@@ -49,7 +57,7 @@ class Checkpoint:
 def load_checkpoint(path: Path | str, adapter: ArrayAdapter | None = None) -> Checkpoint:
     """Return the checkpoint at ``path``, verified bit for bit.
 
-    Every array owns its memory, is writable and lies at a 64-byte boundary; it was read once and not copied.
+    Every array is writable, overlaps no other and lies at a 64-byte boundary; it was read once, not copied.
 
     Raises:
         DamagedCheckpointError: a file is missing, or a size or a hash is not what was written.
@@ -80,7 +88,11 @@ def _read_file(folder: Path, file: str, entry: FileEntry, manifest: Manifest) ->
                 raise damaged(folder, f"{file} has {found} bytes instead of {entry.size}")
             if digest(stream.read(entry.header_size)) != entry.header_hash:
                 raise damaged(folder, f"the header of {file} is not what was written (its hash differs)")
-            return {name: _read_array(folder, stream, name, row) for name, row in rows}
+            return {
+                name: _read_array(folder, stream, name, row, data)
+                for group in _group(rows)
+                for (name, row), data in zip(group, _memory([row.size for _, row in group]), strict=True)
+            }
     except OSError as error:
         raise unreadable(folder, file, error) from error
 
@@ -96,9 +108,32 @@ def _check_tiling(folder: Path, entry: FileEntry, rows: Sequence[ArrayEntry]) ->
         raise malformed(folder, ValueError(f"the arrays end at {position} instead of {entry.size}"))
 
 
-def _read_array(folder: Path, stream: FileIO, name: str, row: ArrayEntry) -> HostArray:
-    data, state = aligned_empty(row.size), hasher()
-    position = 0
+def _group(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Yield runs of arrays that share one allocation."""
+    group: list[_Row] = []
+    size = 0
+    for name, row in rows:
+        if group and size + row.size > _SLAB:
+            yield group
+            group, size = [], 0
+        group.append((name, row))
+        size += row.size
+    if group:
+        yield group
+
+
+def _memory(sizes: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield aligned pieces of these sizes from one allocation."""
+    starts = list(itertools.accumulate((align(size) for size in sizes), initial=0))
+    slab = aligned_empty(starts[-1])
+    for start, size in zip(starts, sizes, strict=False):
+        yield slab[start : start + size]
+
+
+def _read_array(
+    folder: Path, stream: FileIO, name: str, row: ArrayEntry, data: npt.NDArray[np.uint8]
+) -> HostArray:
+    state, position = hasher(), 0
     while position < row.size:
         chunk = data[position : position + _CHUNK].data
         count = stream.readinto(chunk)

@@ -61,8 +61,12 @@ def collate(records: Sequence[Any], *, stack: StackLeaves | None = None) -> Any:
         raise CollateError(misfit.message(getattr(records, "indices", None))) from misfit.__cause__
 
 
-def stack_arrays(values: list[Any]) -> npt.NDArray[Any]:
+def stack_arrays(values: list[Any], *, empty: Callable[..., npt.NDArray[Any]] = np.empty) -> npt.NDArray[Any]:
     """Return one array of shape (len(values), ...) with the values' dtype.
+
+    Args:
+        values: numbers, arrays, or what has ``__array__``.
+        empty: makes the array for values that have a shape, from its shape and dtype.
 
     Raises:
         ValueError: shapes differ.
@@ -72,15 +76,15 @@ def stack_arrays(values: list[Any]) -> npt.NDArray[Any]:
     kind = _get_type(values[0])
     if _count_type(values, kind) == len(values):
         if kind is np.ndarray:
-            return _stack(values)
+            return _stack(values, empty)
         if kind in _NUMBERS:
             return np.array(values, _NUMBERS[kind])
         if issubclass(kind, np.generic) and values[0].dtype.kind in "biufc":
             return np.array(values, values[0].dtype)
-    return _stack([_as_array(value) for value in values])
+    return _stack([_as_array(value) for value in values], empty)
 
 
-def _stack(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _stack(arrays: list[npt.NDArray[Any]], empty: Callable[..., npt.NDArray[Any]]) -> npt.NDArray[Any]:
     shape, dtype = arrays[0].shape, arrays[0].dtype
     if dtype.kind in "OSU":
         raise TypeError(
@@ -92,7 +96,7 @@ def _stack(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         if list(map(_get_dtype, arrays)).count(dtype) != len(arrays):
             raise TypeError("the dtypes differ")
         return np.array(arrays, dtype)
-    out = np.empty((len(arrays), *shape), dtype)
+    out = empty((len(arrays), *shape), dtype)
     # A third of np.stack's time; casting="no" is the check that the dtypes agree.
     np.concatenate(arrays, out=out.reshape(len(arrays) * shape[0], *shape[1:]), casting="no")
     return out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from parhelion.errors import MissingExtraError
+
 try:
     import hypothesis as hypothesis
     from hypothesis import strategies as strategies
 except ImportError as error:
-    raise ImportError(
+    raise MissingExtraError(
         "parhelion.testing makes its examples with hypothesis, which is not installed; "
         "install it with: pip install 'parhelion[testing]'"
     ) from error

@@ -92,9 +92,7 @@ class ResumeCase:
 
 
 @st.composite
-def resume_cases(
-    draw: DrawFn, *, max_size: int = 60, max_world: int = 4, elastic: bool = True
-) -> ResumeCase:
+def resume_cases(draw: DrawFn, *, max_size: int = 60, max_world: int = 4, elastic: bool = True) -> ResumeCase:
     """Draw a run with one to three stops.
 
     Args:

@@ -31,7 +31,7 @@ class Accuracy(Tally):
         check_count("top_k of Accuracy", top_k, 1)
         super().__init__(top_k=int(top_k))
 
-    def update(self, predictions: Any, labels: Any, *, mask: Any = None) -> None:
+    def update(self, predictions: Any, labels: Any, mask: Any = None) -> None:
         """Count every record.
 
         Args:
@@ -89,7 +89,7 @@ class ConfusionMatrix(Tally):
         check_count("num_classes of ConfusionMatrix", num_classes, 2)
         super().__init__(num_classes=int(num_classes))
 
-    def update(self, predictions: Any, labels: Any, *, mask: Any = None) -> None:
+    def update(self, predictions: Any, labels: Any, mask: Any = None) -> None:
         """Count every record.
 
         Args:
@@ -110,7 +110,16 @@ class ConfusionMatrix(Tally):
             )
         self._take(predictions, labels, mask)
 
-    def compute(self) -> Integers:
+    def compute(self) -> dict[str, float]:
+        """Return "accuracy", and "precision", "recall" and "f1" averaged over the classes that occur."""
+        return {
+            "accuracy": self.recall("micro"),
+            "precision": self.precision(),
+            "recall": self.recall(),
+            "f1": self.f1(),
+        }
+
+    def matrix(self) -> Integers:
         """Return the counts, int64 ``[num_classes, num_classes]``: true class by row, predicted by column."""
         self._fold()
         counts: Integers = self._sums["counts"]
@@ -131,7 +140,7 @@ class ConfusionMatrix(Tally):
         Raises:
             InvalidValueError: ``average`` is none of these.
         """
-        counts = self.compute()
+        counts = self.matrix()
         return _averaged(counts, np.diag(counts), counts.sum(axis=0), average)
 
     @overload
@@ -140,7 +149,7 @@ class ConfusionMatrix(Tally):
     def recall(self, average: None) -> Floats: ...
     def recall(self, average: Average | None = "macro") -> float | Floats:
         """Return how many of a class's records are predicted as it; ``average`` as for :meth:`precision`."""
-        counts = self.compute()
+        counts = self.matrix()
         return _averaged(counts, np.diag(counts), counts.sum(axis=1), average)
 
     @overload
@@ -149,7 +158,7 @@ class ConfusionMatrix(Tally):
     def f1(self, average: None) -> Floats: ...
     def f1(self, average: Average | None = "macro") -> float | Floats:
         """Return the harmonic mean of precision and recall; ``average`` as for :meth:`precision`."""
-        counts = self.compute()
+        counts = self.matrix()
         return _averaged(counts, 2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1), average)
 
     def _zeros(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Mean(Tally):
     ``update(loss, weight=batch_size)``.
     """
 
-    def update(self, values: Any, *, weight: Any = None, mask: Any = None) -> None:
+    def update(self, values: Any, weight: Any = None, mask: Any = None) -> None:
         """Count every element of ``values``.
 
         Args:
@@ -150,7 +150,7 @@ class Mean(Tally):
 class Sum(Tally):
     """The sum of values; 0.0 when nothing was counted."""
 
-    def update(self, values: Any, *, mask: Any = None) -> None:
+    def update(self, values: Any, mask: Any = None) -> None:
         """Count every element of ``values``.
 
         Args:

@@ -47,7 +47,7 @@ class Reporting:
         self.history: list[dict[str, float]] = []
         self._options = options
         self._speaks = speaks
-        by_epoch = plan.unit is TrainingUnit.EPOCH
+        self._by_epoch = by_epoch = plan.unit is TrainingUnit.EPOCH
         epochs = plan.total_steps if by_epoch else None
         iterations = None if by_epoch else plan.total_steps
         self._history_path = _history_path(options, name, folder) if speaks else None
@@ -55,13 +55,13 @@ class Reporting:
         trackers: list[Tracker] = []
         if speaks:
             trackers.append(ConsoleTracker(epochs, iterations))
-            if options.enable_progress_bar and sys.stderr.isatty():
+            if options.enable_progress_bar and sys.stderr is not None and sys.stderr.isatty():  # pyright: ignore[reportUnnecessaryComparison] - without a console it is None
                 self._bar = ProgressBar(epochs, iterations)
                 trackers.append(self._bar)
             if self._history_path is not None:
                 trackers.append(JsonlHistory(self._history_path))
             if options.enable_file_logging and options.log_path is not None and not options.dry_run:
-                trackers.append(FileLog(options.log_path / f"{name}.log"))
+                trackers.append(FileLog(options.log_path / f"{name}.log", epochs, iterations))
             if options.enable_tensorboard and options.run_path is not None and not options.dry_run:
                 trackers.append(TensorBoardTracker(options.run_path / name))
         self._trackers = Trackers(trackers)
@@ -94,7 +94,10 @@ class Reporting:
         self._measured = (now, records)
         speed = round((records - seen) / max(now - before, 1e-9), 1)
         row = {"epoch": state.global_epoch, **values, "samples_per_second": speed}
-        self.history.append({"step": state.current_iteration, **row})
+        if self.history and self.history[-1]["step"] == state.current_iteration:
+            self.history[-1] |= row
+        else:
+            self.history.append({"step": state.current_iteration, **row})
         self._trackers.log(state.current_iteration, row)
 
     def listeners(self, state: TrainingState) -> dict[type[Event], Callable[..., None]]:
@@ -102,6 +105,7 @@ class Reporting:
         bar, source = self._bar, self._source
         if bar is None or source is None:
             return {}
+        by_epoch = self._by_epoch
         batches = source.shard.num_batches(source.size)
         done = state.offset // source.shard.global_batch
 
@@ -111,8 +115,10 @@ class Reporting:
         def begin(epoch: int) -> None:
             bar.begin_epoch(epoch, batches)
 
-        def count(_: TrainingState) -> None:
-            bar.update()
+        def count(committed: TrainingState) -> None:
+            # Where the run is counted in updates, so is the bar.
+            if by_epoch or committed.is_update:
+                bar.update()
 
         return {TrainingStarted: resume, EpochStarted: begin, StepCommitted: count, EpochEnded: bar.end_epoch}
 

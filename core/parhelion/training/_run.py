@@ -43,6 +43,7 @@ class Run:
         seed: keys what steps draw.
         window: where the model's values go.
         facts: what a resumed run must agree with.
+        setting: what it may change.
         folder: where checkpoints go; None for nowhere.
         source: the training split.
         valid_source: the validation split.
@@ -57,6 +58,7 @@ class Run:
         seed: int,
         window: Window,
         facts: Mapping[str, Any] | None = None,
+        setting: Mapping[str, Any] | None = None,
         folder: CheckpointFolder | None = None,
         source: Source | None = None,
         valid_source: Source | None = None,
@@ -67,6 +69,7 @@ class Run:
         self._seed = seed
         self._window = window
         self._facts = dict(facts or {})
+        self._setting = dict(setting or {})
         self._folder = folder
         self._source = source
         self._valid_source = valid_source
@@ -213,6 +216,7 @@ class Run:
             "randomness": {str(self._parts.world.rank): self._parts.randomness.capture()},
             "window": self._window.state_dict(),
             "facts": self._facts,
+            "setting": self._setting,
             "best": self.best,
         }
 

@@ -135,8 +135,8 @@ class cosine(Schedule):
     stop: float = attrs.field(default=0.0, converter=to_float, validator=real)
 
     def _at(self, update: Any) -> Any:
-        wave = apply("cos", math.pi * _fraction(update, self.num_updates))
-        value = _line(self.start, self.stop, (1 - wave) / 2)
+        wave = apply("sin", math.pi / 2 * _fraction(update, self.num_updates))
+        value = _line(self.start, self.stop, wave * wave)  # (1 - cos(2 x)) / 2, without its cancellation
         return where(update >= self.num_updates, self.stop, value)
 
 

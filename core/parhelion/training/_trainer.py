@@ -22,7 +22,7 @@ from ._loop import Loop
 from ._model import Model
 from ._options import TrainerOptions
 from ._protocols import BackendParts
-from ._reporting import Reporting
+from ._reporting import Reporting, note_setting
 from ._resume import CheckpointFolder, check_facts, load_for_weights
 from ._run import Run
 from ._signals import stop_on_signals
@@ -347,6 +347,7 @@ class Trainer:
             if plan.valid_frequency is not None:
                 valid = self._source(datamodule.valid_dataloader(), "valid")
             facts = self._facts(model, datamodule, source)
+            setting = {"batch_size": source.shard.batch_size, "world_size": source.shard.world}
             run = Run(
                 model,
                 plugins,
@@ -354,6 +355,7 @@ class Trainer:
                 seed=self.random_seed,
                 window=window,
                 facts=facts,
+                setting=setting,
                 folder=folder,
                 valid_source=valid,
             )
@@ -373,6 +375,8 @@ class Trainer:
             stack.callback(reporting.close)
             reporting.start(None if checkpoint is None else begin, source)
             reporting.announce(self._summary(model, checkpoint))
+            if checkpoint is not None:
+                note_setting(checkpoint.tree["setting"], setting)
             run.begin(reporting)
             self.history = reporting.history
             table = hook_table(plugins, model)

@@ -114,7 +114,7 @@ class TestEveryMetric:
         for part in data.draw(st.permutations(parts[1:])):
             parts[0].merge(part)
         assert_same(parts[0], whole)
-        np.testing.assert_array_equal(parts[0].compute(), whole.compute())
+        np.testing.assert_equal(parts[0].compute(), whole.compute())
 
     @given(batch=records(), data=st.data())
     def test_merging_is_associative_and_leaves_the_other_as_it_was(self, kind, batch, data):
@@ -480,8 +480,8 @@ class TestConfusionMatrix:
         expected = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
         for row, label in zip(scores[mask], labels[mask], strict=True):
             expected[label, list(row).index(max(row))] += 1
-        assert metric.compute().dtype == np.int64
-        np.testing.assert_array_equal(metric.compute(), expected)
+        assert metric.matrix().dtype == np.int64
+        np.testing.assert_array_equal(metric.matrix(), expected)
 
     @given(records())
     def test_its_micro_average_is_the_accuracy(self, batch):
@@ -538,17 +538,31 @@ class TestConfusionMatrix:
         )
         np.testing.assert_allclose(getattr(matrix, name)(average), expected, rtol=1e-12)
 
+    @given(records())
+    def test_its_result_is_the_accuracy_and_the_macro_averages(self, batch):
+        scores, labels, mask = batch
+        matrix, accuracy = ConfusionMatrix(NUM_CLASSES), Accuracy()
+        matrix.update(scores, labels, mask)
+        accuracy.update(scores, labels, mask)
+        expected = {
+            "accuracy": accuracy.compute(),
+            "precision": matrix.precision("macro"),
+            "recall": matrix.recall("macro"),
+            "f1": matrix.f1("macro"),
+        }
+        np.testing.assert_equal(matrix.compute(), expected)
+
     def test_nothing_counted_is_zeros_and_every_quotient_nan(self):
         matrix = ConfusionMatrix(3)
-        assert matrix.compute().tolist() == [[0] * 3] * 3
+        assert matrix.matrix().tolist() == [[0] * 3] * 3
         for average in AVERAGES:
             assert np.isnan(matrix.f1(average)).all()
         assert matrix.recall(None).shape == (3,)
 
     def test_the_matrix_belongs_to_the_taker(self):
         matrix = ConfusionMatrix(2)
-        matrix.compute()[:] = 9
-        assert matrix.compute().sum() == 0
+        matrix.matrix()[:] = 9
+        assert matrix.matrix().sum() == 0
 
 
 class TestErrors:
@@ -677,7 +691,7 @@ class TestErrors:
         metric = ConfusionMatrix(3)
         with pytest.raises(InvalidValueError):
             metric.update([0, 1, 7], [0, 1, 1])
-        assert metric.compute().sum() == 0
+        assert metric.matrix().sum() == 0
 
 
 class TestRegistry:
