@@ -1,4 +1,5 @@
 import functools
+import os
 import sys
 
 import pytest
@@ -86,7 +87,7 @@ def test_an_unknown_name_is_answered_with_near_ones():
 
 
 def test_a_child_is_asked_first_and_falls_back_to_its_parent():
-    parent, child = Registry("thing"), None
+    parent = Registry("thing")
     child = Registry("thing", parent=parent)
     parent.register(crop)
     parent.register(Model)
@@ -213,6 +214,15 @@ def test_a_prefix_may_end_with_a_dot_and_sub_folders_be_left_out(folder):
 def test_without_a_prefix_the_folder_itself_is_where_modules_are(folder):
     write(folder, "proj_c_things.py")
     assert update_all_registries(str(folder)) == ["proj_c_things"]
+
+
+def test_a_module_written_a_moment_ago_is_found(folder):
+    write(folder, "proj_g/first.py")
+    update_all_registries(folder / "proj_g", import_prefix="proj_g")
+    before = (folder / "proj_g").stat()
+    write(folder, "proj_g/second.py")
+    os.utime(folder / "proj_g", ns=(before.st_atime_ns, before.st_mtime_ns))  # as on a coarse clock
+    assert "proj_g.second" in update_all_registries(folder / "proj_g", import_prefix="proj_g")
 
 
 def test_registrations_run_when_their_modules_are_imported(folder):

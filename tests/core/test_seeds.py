@@ -198,22 +198,33 @@ def test_a_scope_ends_also_when_its_fetch_fails():
         sample_rng()
 
 
+def test_a_record_named_by_k_keeps_its_generator_while_others_are_fetched():
+    with SampleScope(sample_base(1, 0, 0), 10) as scope:
+        named = sample_rng(2)
+        found = named.random(1).tolist()
+        for place in (10, 11):
+            scope.place = place
+            sample_rng().random()
+        found += named.random(2).tolist()
+    assert found == drawn(12, seed=1)
+
+
 def test_each_thread_has_its_own_scope():
-    found = {}
+    found, together = {}, threading.Barrier(3)
 
     def fetch(place):
-        for _ in range(50):
-            found.setdefault(place, set()).add(tuple(drawn(place, seed=1)))
+        with sample_scope(seed=1, place=place):
+            together.wait()
+            found[place] = sample_rng().random(3).tolist()
+            together.wait()
 
-    with sample_scope(seed=1, place=99):
-        threads = [threading.Thread(target=fetch, args=(place,)) for place in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        here = sample_rng().random(3).tolist()
-    assert found == {place: {tuple(drawn(place, seed=1))} for place in range(4)}
-    assert here == drawn(99, seed=1)
+    threads = [threading.Thread(target=fetch, args=(place,)) for place in (0, 1)]
+    for thread in threads:
+        thread.start()
+    fetch(99)
+    for thread in threads:
+        thread.join()
+    assert found == {place: drawn(place, seed=1) for place in (0, 1, 99)}
 
 
 def test_outside_a_fetch_the_error_says_how_to_open_a_scope():

@@ -70,7 +70,7 @@ def _stack_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _make_shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor in shared memory: sending it from a worker copies nothing. torch's collation does so too."""
+    """Return a tensor in shared memory: a worker sends it without a copy. torch does the same."""
     kind = cast("Any", torch.UntypedStorage)
     storage = kind._new_shared(math.prod(shape) * dtype.itemsize)  # noqa: SLF001 - there is no public way
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)

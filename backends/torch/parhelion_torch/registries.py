@@ -107,7 +107,7 @@ MODEL_REGISTRY = _registry("model")
 OPTIMIZER_REGISTRY = _registry("optimizer", _OPTIMIZERS)
 """The classes of ``torch.optim``."""
 
-SCHEDULE_REGISTRY = _registry("schedule", _SCHEDULERS)
+SCHEDULE_REGISTRY = _registry("schedule", _SCHEDULERS, schedules.SCHEDULE_REGISTRY)
 """The classes of ``torch.optim.lr_scheduler``; then the core's pure schedules."""
 
 LOSS_REGISTRY = _registry("loss", _LOSSES)

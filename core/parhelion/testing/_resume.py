@@ -62,6 +62,7 @@ def run_quietly(check: Callable[[Any], None], cases: Any, max_examples: int) -> 
         deadline=None,
         database=None,
         derandomize=True,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
         report_multiple_bugs=False,
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
@@ -69,7 +70,10 @@ def run_quietly(check: Callable[[Any], None], cases: Any, max_examples: int) -> 
     def run(case: Any) -> None:
         check(case)
 
-    run()
+    try:
+        run()
+    except ResumeError as error:
+        raise ResumeError(str(error)) from None  # without Hypothesis's notes, which tell of its own calls
 
 
 def shorten(values: Sequence[object], most: int = 8) -> str:
@@ -128,8 +132,8 @@ def _make(make_sampler: MakeSampler, case: ResumeCase, segment: Segment, rank: i
     if (shard.batch_size, shard.rank, shard.world) != (segment.batch_size, rank, segment.world):
         raise InvalidValueError(
             f"make_sampler returned a sampler with {shard}; expected batch_size {segment.batch_size}, "
-            f"rank {rank} and world {segment.world}. Call sampler.reshard(Shard(batch_size, rank, world)), or "
-            "check with max_world=1."
+            f"rank {rank} and world {segment.world}. Call sampler.reshard(Shard(batch_size, rank, world)), "
+            "or check with max_world=1."
         )
     return sampler
 
@@ -168,7 +172,7 @@ def _follow(
         for rank, take in enumerate(streams):
             if more := take(1):
                 raise ResumeError(
-                    f"{story}: epoch {epoch} should end after {last} and goes on with {more} on rank {rank}"
+                    f"{story}: epoch {epoch} should end after {last}, but goes on with {more} on rank {rank}"
                 )
         position = Position(epoch + 1)
     return position, last

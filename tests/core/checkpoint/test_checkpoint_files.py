@@ -85,6 +85,17 @@ def test_loaded_arrays_are_writable_aligned_and_own_their_memory(tmp_path):
     assert not any(np.shares_memory(back["64"], back[key]) for key in ("1", "3", "1000"))
 
 
+def test_arrays_larger_than_what_is_read_or_allocated_at_once_survive(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = {
+        f"w{size}": rng.integers(0, 256, size, dtype=np.uint8)
+        for size in (5_000_001, 4_999_999, 9_000_003, 3)
+    }
+    back = load_checkpoint(save_checkpoint(tmp_path, "c", tree, META)).tree
+    for name, array in tree.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
 def test_the_library_reads_what_we_write(tmp_path):
     rng = np.random.default_rng(0)
     tree = {name: rng.integers(0, 2, (3, 5)).astype(name) for name in ORACLE_DTYPES}

@@ -118,14 +118,18 @@ def test_numpy_integers_do_as_well_as_plain_ones():
 
 def test_several_threads_may_ask_one_order():
     order = Permutation(10**7, 1)
-    expected = [order.indices(i * 20_000, (i + 1) * 20_000) for i in range(20)]
-    wrong = []
+    starts = [i * 60_000 for i in range(4)]
+    expected = [order.indices(start, start + 60_000) for start in starts]
+    together, wrong = threading.Barrier(4), []
 
-    def ask(first):
-        found = {i: order.indices(i * 20_000, (i + 1) * 20_000) for i in [*range(first, 20), *range(first)]}
-        wrong.extend(i for i in found if not np.array_equal(found[i], expected[i]))
+    def ask(start, right):
+        together.wait()
+        for _ in range(20):
+            if not np.array_equal(order.indices(start, start + 60_000), right):
+                wrong.append(start)
+                return
 
-    threads = [threading.Thread(target=ask, args=(first,)) for first in (0, 5, 10, 15)]
+    threads = [threading.Thread(target=ask, args=each) for each in zip(starts, expected, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:

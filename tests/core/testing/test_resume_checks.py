@@ -1,6 +1,7 @@
 """The checks for users' samplers and loaders: sound ones pass, broken ones fail with a readable story."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from itertools import islice
@@ -185,18 +186,18 @@ class Longer(ResumableRandomSampler):
         (Drawing, r"stopped after batch \d+ of epoch \d .* should hold \[.*\] and holds \["),
         (
             AddsRank,
-            r"batch_size 1 on 2 ranks: batch 1 of epoch 0 .* on rank 1 should hold \[\d+\] and holds \[\d+\]",
+            r"batch_size 1 on 2 ranks: batch 1 of epoch \d .* on rank 1 should hold \[1\] and holds \[0\]",
         ),
         (
             Forgets,
-            r"stopped after batch 1 of epoch 0 \(from offset 0 of 2\), started again by seek\(Position\(epoch=0, o",
+            r"stopped after batch 1 of epoch 0 \(from offset 0 of 2\), started again by seek\(Position\(e",
         ),
         (OwnIteration, r"stopped after batch 1 of epoch 0 .* should hold \[.*\] and holds \["),
         (
             Shorter,
             r"\d records, seed 0: epoch 0 of a run that never stopped should have \d indices, .* it has \[",
         ),
-        (Longer, r"epoch 0 should end after batch 1 of epoch 0 .* and goes on with \[0\] on rank 0"),
+        (Longer, r"epoch \d should end after batch 1 of epoch \d .*, but goes on with \[0\] on rank 0"),
     ],
 )
 def test_a_broken_sampler_fails_with_the_story_of_its_smallest_failure(broken, story):
@@ -283,9 +284,8 @@ def test_a_loader_s_random_numbers_are_compared_bit_by_bit():
     rng = np.random.default_rng(0)
     with pytest.raises(
         ResumeError,
-        match=r"^stopped after batch 1 of epoch 0 \(from offset 0 of 20\), started again by seek\(Position\(epoch=0, "
-        r"offset=4\)\): batch 2 of epoch 0 \(from offset 4 of 20\): batch\.first\[0\]\.image should be "
-        r"float32\[2\] \[.*\] and is float32\[2\] \[",
+        match=r"^started by seek\(Position\(epoch=0, offset=0\)\): batch 1 of epoch 0 \(from offset 0 of 20\)"
+        r": batch\.first\[0\]\.image should be float32\[2\] \[.*\] and is float32\[2\] \[",
     ):
         check_loader_resumes(loading(rng=lambda: rng))
 
@@ -389,7 +389,10 @@ def test_a_case_is_a_run_with_stops(case, same):
 
 
 def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=paths
+    )
 
 
 def test_without_hypothesis_the_error_says_what_to_install():
@@ -398,5 +401,7 @@ def test_without_hypothesis_the_error_says_what_to_install():
 
 
 def test_importing_the_package_loads_neither_hypothesis_nor_the_checks():
-    code = "import sys, parhelion.sampling; print([m for m in ('hypothesis', 'parhelion.testing') if m in sys.modules])"
+    code = (
+        "import sys, parhelion; print([m for m in ('hypothesis', 'parhelion.testing') if m in sys.modules])"
+    )
     assert run_python(code).stdout.strip() == "[]"
