@@ -22,7 +22,6 @@
     │   └── CheckpointMismatchError (ValueError)  sound, but of another experiment
     ├── NonFiniteLossError         (ArithmeticError)  NaN or inf; names the first bad iteration
     ├── ResumeError                (AssertionError)   a run started again differs from one never stopped
-    ├── BackendNotFoundError       (ImportError)  no backend of that name is installed
     └── MissingExtraError          (ImportError)  an optional dependency is not installed
 
 A message says what is wrong with this value, what is allowed, and one way out.
@@ -31,7 +30,6 @@ A message says what is wrong with this value, what is allowed, and one way out.
 from __future__ import annotations
 
 __all__ = [
-    "BackendNotFoundError",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointVersionError",
@@ -138,10 +136,6 @@ class NonFiniteLossError(ParhelionError, ArithmeticError):
 
 class ResumeError(ParhelionError, AssertionError):
     """A run that was stopped and started again was given something else than one that never stopped."""
-
-
-class BackendNotFoundError(ParhelionError, ImportError):
-    """No installed backend has that name."""
 
 
 class MissingExtraError(ParhelionError, ImportError):

@@ -8,6 +8,16 @@ from .data import create_dataloader as create_dataloader
 from .model import LossModel as LossModel
 from .model import Model as Model
 from .plugins import CUDAPlugin as CUDAPlugin
+from .registries import LOSS_REGISTRY as LOSS_REGISTRY
+from .registries import METRIC_REGISTRY as METRIC_REGISTRY
+from .registries import MODEL_REGISTRY as MODEL_REGISTRY
+from .registries import OPTIMIZER_REGISTRY as OPTIMIZER_REGISTRY
+from .registries import SCHEDULE_REGISTRY as SCHEDULE_REGISTRY
+from .registries import create_loss as create_loss
+from .registries import create_metric as create_metric
+from .registries import create_model as create_model
+from .registries import create_optimizer as create_optimizer
+from .registries import create_schedule as create_schedule
 from .samplers import SAMPLER_REGISTRY as SAMPLER_REGISTRY
 from .samplers import ResumableDistributedSampler as ResumableDistributedSampler
 from .samplers import ResumableRandomSampler as ResumableRandomSampler

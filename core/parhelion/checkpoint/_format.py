@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     content = _read_content(folder)
     try:
-        _check_version(folder, content["version"])
+        _check_readable(folder, content)
         return Manifest(
             meta=unflatten(content["meta"], {}),
             tree=content["tree"],
@@ -212,12 +212,16 @@ def _read_content(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _check_version(folder: Path, version: int) -> None:
+def _check_readable(folder: Path, content: dict[str, Any]) -> None:
+    version = content["version"]
     if version > VERSION:
         raise CheckpointVersionError(
             f"checkpoint {folder} has format version {version}; expected at most {VERSION}, the newest that "
             "this release reads. Upgrade parhelion, or resume from another checkpoint by its path."
         )
+    for key, expected in (("format", FORMAT), ("hash", HASH)):
+        if content[key] != expected:
+            raise ValueError(f"{key} is {content[key]!r} instead of {expected!r}")
 
 
 def malformed(folder: Path, error: Exception) -> CheckpointError:

@@ -202,6 +202,8 @@ def test_a_newer_version_is_named_with_both_numbers(tmp_path):
     "changes",
     [
         {"version": "one"},
+        {"format": "another"},
+        {"hash": "sha256"},
         {"arrays": {"w": {}}},
         {"arrays": []},
         {"files": {"../evil": {"size": 1, "header_size": 1, "header_hash": ""}}},

@@ -1,6 +1,7 @@
 """Bytes that are not those that were written are always found, and never handed out."""
 
 import errno
+import io
 import logging
 import os
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_a_disk_that_cannot_read_is_damage_and_a_missing_permission_is_not(folde
     ) as caught:
         load_newest(folder.parent)
     assert not isinstance(caught.value, DamagedCheckpointError)
+
+
+@pytest.mark.parametrize("count", [7, 0])
+def test_reads_that_bring_less_than_asked_for_go_on_to_the_end(folder, monkeypatch, count):
+    class Short(io.FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:count])
+
+    sound = load_checkpoint(folder).tree
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode, **named: Short(self) if named else real(self, mode))
+    if count:
+        np.testing.assert_array_equal(load_checkpoint(folder).tree["w"], sound["w"])
+    else:
+        with pytest.raises(DamagedCheckpointError, match=rf"{SHARD} ends within the array raw"):
+            load_checkpoint(folder)
 
 
 def flip(file):
