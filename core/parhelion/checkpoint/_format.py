@@ -234,13 +234,13 @@ def malformed(folder: Path, error: Exception) -> CheckpointError:
 
 def unreadable(folder: Path, file: str, error: OSError) -> CheckpointError:
     """Return the error for a file that cannot be read: damage only if its bytes are gone for good."""
-    if isinstance(error, FileNotFoundError) and folder.is_dir():
+    if isinstance(error, FileNotFoundError):
         return damaged(folder, f"{file} is missing")
     if error.errno == errno.EIO:
         return damaged(folder, f"{file} cannot be read ({error.strerror})")
     return CheckpointError(
-        f"checkpoint {folder} cannot be read ({file}: {error.strerror}); expected a folder with {MANIFEST}. "
-        "Check the path and its permissions."
+        f"checkpoint {folder} cannot be read ({file}: {error.strerror}); expected readable files. Check its "
+        "permissions."
     )
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
-from parhelion.errors import InvalidValueError
+from parhelion.errors import CheckpointError, InvalidValueError
 
 from ._arrays import HostArray, align, aligned_empty
 from ._format import (
+    MANIFEST,
     SHARD,
     ArrayEntry,
     FileEntry,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from ._arrays import ArrayAdapter
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint"]
 
 # Hashing a piece right after reading it finds it still in the processor's cache.
 _CHUNK: Final = 1 << 20
@@ -66,6 +67,16 @@ def load_checkpoint(path: Path | str, adapter: ArrayAdapter | None = None) -> Ch
         CheckpointError: there is no checkpoint at ``path``, or it cannot be read.
     """
     folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"checkpoint is {str(folder)!r}; expected an existing folder with {MANIFEST} in it. Check the "
+            "path, or let find_last_checkpoint find one."
+        )
+    return read_checkpoint(folder, adapter)
+
+
+def read_checkpoint(folder: Path, adapter: ArrayAdapter | None) -> Checkpoint:
+    """Return what ``load_checkpoint`` does; a folder that has vanished counts as damaged."""
     manifest = read_manifest(folder)
     arrays: dict[str, HostArray] = {}
     for file, entry in manifest.files.items():

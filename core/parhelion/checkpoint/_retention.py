@@ -12,9 +12,9 @@ import attrs
 
 from parhelion.errors import CheckpointError, DamagedCheckpointError, InvalidValueError
 
-from ._format import SHARD, read_heading
+from ._format import read_heading
 from ._names import is_abandoned, is_set_aside, looks_like_one, scratch_path, set_aside
-from ._reader import Checkpoint, load_checkpoint
+from ._reader import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -77,7 +77,7 @@ def load_newest(root: Path | str | None, adapter: ArrayAdapter | None = None) ->
     _set_unreadable_aside(root)
     for info in list_checkpoints(root):
         try:
-            return load_checkpoint(info.path, adapter)
+            return _read_settled(info.path, adapter)
         except DamagedCheckpointError as error:
             _report(info.path, error)
     return None
@@ -150,11 +150,17 @@ def _describe(folder: Path) -> CheckpointInfo:
     )
 
 
+def _read_settled(folder: Path, adapter: ArrayAdapter | None) -> Checkpoint:
+    try:
+        return read_checkpoint(folder, adapter)
+    except DamagedCheckpointError:
+        # Another process may have replaced it while it was read; damage is there the second time too.
+        return read_checkpoint(folder, adapter)
+
+
 def _set_unreadable_aside(root: Path | str | None) -> None:
     for folder in _folders(root):
-        if not looks_like_one(folder.name) and not any(
-            SHARD.fullmatch(file.name) for file in folder.iterdir()
-        ):
+        if not looks_like_one(folder.name) and not any(folder.glob("arrays-*.safetensors")):
             continue
         try:
             read_heading(folder)
@@ -163,6 +169,9 @@ def _set_unreadable_aside(root: Path | str | None) -> None:
 
 
 def _report(folder: Path, error: DamagedCheckpointError) -> None:
+    if not folder.is_dir():
+        # Another process pruned it, or set it aside and said so.
+        return
     aside = set_aside(folder)
     where = "it could not be renamed" if aside is None else f"it is now {aside.name}"
     _LOGGER.warning("%s (%s)", error, where)

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parhelion.checkpoint import find_last_checkpoint, load_checkpoint, load_newest, save_checkpoint
-from parhelion.errors import CheckpointError, DamagedCheckpointError
+from parhelion.checkpoint import (
+    _format,
+    _reader,
+    find_last_checkpoint,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
+from parhelion.errors import CheckpointError, CheckpointVersionError, DamagedCheckpointError
 
 SHARD = "arrays-00000.safetensors"
 
@@ -136,7 +143,7 @@ def test_reads_that_bring_less_than_asked_for_go_on_to_the_end(folder, monkeypat
     if count:
         np.testing.assert_array_equal(load_checkpoint(folder).tree["w"], sound["w"])
     else:
-        with pytest.raises(DamagedCheckpointError, match=rf"{SHARD} ends within the array raw"):
+        with pytest.raises(DamagedCheckpointError, match=rf"{SHARD} ends within the array w"):
             load_checkpoint(folder)
 
 
@@ -211,10 +218,34 @@ def test_one_that_cannot_be_renamed_is_passed_over_all_the_same(tmp_path, caplog
     assert "(it could not be renamed)" in caplog.text
 
 
-def test_a_newer_version_is_an_error_and_no_reason_to_go_back(tmp_path):
-    from parhelion.checkpoint import _format
-    from parhelion.errors import CheckpointVersionError
+def test_one_that_is_replaced_while_it_is_read_is_not_taken_for_damaged(tmp_path, caplog, monkeypatch):
+    path = save(tmp_path)
+    manifests = [_format.read_manifest(path)]
+    save(tmp_path)
+    monkeypatch.setattr(
+        _reader, "read_manifest", lambda _: manifests.pop() if manifests else _format.read_manifest(path)
+    )
+    assert load_newest(tmp_path).path == path
+    assert manifests == []
+    assert caplog.records == []
 
+
+def test_one_that_another_process_takes_away_is_passed_over(tmp_path, caplog, monkeypatch):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    real = _reader.read_manifest
+
+    def read(folder):
+        if newest.is_dir():
+            newest.rename(tmp_path / ".elsewhere")
+        return real(folder)
+
+    monkeypatch.setattr(_reader, "read_manifest", read)
+    assert load_newest(tmp_path).meta["global_iteration"] == 1
+    assert caplog.records == []
+
+
+def test_a_newer_version_is_an_error_and_no_reason_to_go_back(tmp_path):
     save(tmp_path, 1)
     manifest = save(tmp_path, 2) / "manifest.json"
     body = manifest.read_bytes().partition(b"\n")[2].replace(b'"version": 1', b'"version": 2')

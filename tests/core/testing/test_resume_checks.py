@@ -121,9 +121,13 @@ class Drawing(ResumableRandomSampler):
 
     asked = 0
 
-    def _rows(self):
+    def requests(self):
         self.asked += 1
-        return super()._rows()
+        return super().requests()
+
+    def __iter__(self):
+        self.asked += 1
+        return super().__iter__()
 
     def indices(self, epoch, start, stop):
         return super().indices(self.asked, start, stop)
