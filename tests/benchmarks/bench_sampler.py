@@ -47,8 +47,8 @@ def sampler(size):
 
 def walk(size):
     made = sampler(size)
-    for start in range(0, min(size, 10**9), CHUNK):
-        yield from (made.indices(0, start, min(start + CHUNK, size)),)
+    for start in range(0, size, CHUNK):
+        yield made.indices(0, start, min(start + CHUNK, size))
 
 
 def resumed(size, place):
@@ -69,7 +69,7 @@ def numpy_order(size):
     return np.random.default_rng(SEED).permutation(size)
 
 
-# name -> (whole order, first index, index at a place, whether it needs torch)
+# name: (whole order, first index, index at a place)
 PEERS = {
     "parhelion, arrays": (walk, lambda n: next(iter(sampler(n))), resumed),
     "parhelion, iterated": (lambda n: iter(sampler(n)), lambda n: next(iter(sampler(n))), resumed),

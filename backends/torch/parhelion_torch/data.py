@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import pickle
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -186,7 +188,7 @@ class _PositionedLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         position = self._source.position
         self._own.manual_seed(derive(self._seed, "workers", position.epoch, position.offset))
-        return iter(self._inside)
+        return _raise_failures(iter(self._inside))
 
 
 class _Requests(Sampler[FetchRequest]):
@@ -209,7 +211,13 @@ class _RequestedDataset(Dataset[Any]):
         object.__setattr__(self, "_fetch", fetch)
 
     def __getitems__(self, request: FetchRequest) -> Any:
-        return self._fetch(request, in_worker=get_worker_info() is not None)
+        worker = get_worker_info()
+        if worker is None:
+            return self._fetch(request)
+        try:
+            return self._fetch(request, in_worker=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+            return _Failure.of(error, worker.id)
 
     def __getitem__(self, index: int) -> Any:
         return self._fetch.dataset[index]
@@ -225,6 +233,36 @@ class _RequestedDataset(Dataset[Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._fetch.dataset, name, value)
+
+
+@attrs.frozen
+class _Failure:
+    """What a worker sends in place of a batch.
+
+    What torch would send in its place makes a reference cycle when it is raised. The iterator then waits for
+    the garbage collector, its queues are finalized before it, and the workers never hear that they should
+    end: five seconds each.
+    """
+
+    kind: type[Exception]
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception, worker: int) -> _Failure:
+        message = f"{error}\n\nIt was raised in worker process {worker}:\n{''.join(traceback.format_exception(error))}"
+        try:
+            kind = pickle.loads(pickle.dumps(type(error)))  # noqa: S301 - our own bytes
+            kind(message)
+        except Exception:  # noqa: BLE001 - a type of any making
+            return cls(RuntimeError, message)
+        return cls(kind, message)
+
+
+def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if type(batch) is _Failure:
+            raise batch.kind(batch.message)
+        yield batch
 
 
 def _get_whole(batch: Any) -> Any:

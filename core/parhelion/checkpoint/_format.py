@@ -95,9 +95,10 @@ class Manifest:
 
 @attrs.frozen
 class Heading:
-    """What a manifest says in any version: its version and the caller's meta."""
+    """What a manifest says in any version: how far the run was, and the caller's meta."""
 
-    version: int
+    iteration: int
+    epoch: int
     meta: dict[str, Any]
 
 
@@ -153,14 +154,17 @@ def manifest_bytes(
 
 
 def read_heading(folder: Path) -> Heading:
-    """Return version and meta of the checkpoint in ``folder``; no array is read.
+    """Return what the checkpoint in ``folder`` says of itself, whatever its version; no array is read.
 
     Raises:
         DamagedCheckpointError: the manifest is missing or is not what was written.
     """
     content = _read_content(folder)
     try:
-        return Heading(content["version"], unflatten(content["meta"], {}))
+        meta = unflatten(content["meta"], {})
+        return Heading(meta["global_iteration"], meta["global_epoch"], meta)
+    except CheckpointError:
+        raise
     except _MALFORMED as error:
         raise malformed(folder, error) from error
 

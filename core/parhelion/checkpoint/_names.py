@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Final
 
@@ -96,7 +95,7 @@ def set_aside(folder: Path) -> Path | None:
 def scratch_path(root: Path, purpose: str) -> Path:
     """Return a new hidden path in ``root`` that says which process works there ("saving" or "deleting")."""
     pid = os.getpid()
-    return root / f".parhelion-{purpose}-{pid}-{_start_time(pid)}-{secrets.token_hex(4)}@{_host()}"
+    return root / f".parhelion-{purpose}-{pid}-{_start_time(pid)}-{os.urandom(4).hex()}@{_host()}"
 
 
 def is_abandoned(path: Path) -> bool:

@@ -48,6 +48,9 @@ def list_checkpoints(root: Path | str | None) -> list[CheckpointInfo]:
 
     A checkpoint is a folder whose manifest is what was written. They are ordered by the iteration, then the
     epoch in it (then by name), never by parsing a name that a user chose. No array is read.
+
+    Raises:
+        CheckpointError: a folder that looks like a checkpoint cannot be read.
     """
     found: list[CheckpointInfo] = []
     for folder in _folders(root):
@@ -55,6 +58,10 @@ def list_checkpoints(root: Path | str | None) -> list[CheckpointInfo]:
             found.append(_describe(folder))
         except DamagedCheckpointError:
             continue
+        except CheckpointError:
+            # Whatever else lies here is not ours to complain of.
+            if _is_ours(folder):
+                raise
     return sorted(found, key=lambda info: (info.iteration, info.epoch, info.path.name), reverse=True)
 
 
@@ -143,11 +150,13 @@ def _folders(root: Path | str | None) -> Iterator[Path]:
             yield path
 
 
+def _is_ours(folder: Path) -> bool:
+    return looks_like_one(folder.name) or any(folder.glob("arrays-*.safetensors"))
+
+
 def _describe(folder: Path) -> CheckpointInfo:
     heading = read_heading(folder)
-    return CheckpointInfo(
-        folder, heading.meta["global_iteration"], heading.meta["global_epoch"], heading.meta
-    )
+    return CheckpointInfo(folder, heading.iteration, heading.epoch, heading.meta)
 
 
 def _read_settled(folder: Path, adapter: ArrayAdapter | None) -> Checkpoint:
@@ -160,12 +169,14 @@ def _read_settled(folder: Path, adapter: ArrayAdapter | None) -> Checkpoint:
 
 def _set_unreadable_aside(root: Path | str | None) -> None:
     for folder in _folders(root):
-        if not looks_like_one(folder.name) and not any(folder.glob("arrays-*.safetensors")):
-            continue
         try:
             read_heading(folder)
         except DamagedCheckpointError as error:
-            _report(folder, error)
+            if _is_ours(folder):
+                _report(folder, error)
+        except CheckpointError:
+            if _is_ours(folder):
+                raise
 
 
 def _report(folder: Path, error: DamagedCheckpointError) -> None:

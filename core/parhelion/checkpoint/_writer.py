@@ -71,7 +71,7 @@ def write_checkpoint(
     target = Path(root) / check_name(name)
     content = _Content(encode_meta(meta), skeleton, arrays)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         if target.is_dir():
             _replace(target, content)
         else:
@@ -170,6 +170,16 @@ def _reserve(descriptor: int, size: int) -> None:
     except OSError as error:
         if error.errno not in _NO_FALLOCATE:
             raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Make ``folder`` and its parents where they are missing, durably."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

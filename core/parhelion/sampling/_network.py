@@ -27,14 +27,14 @@ _FEW: Final = 8  # up to here plain integers beat the fixed cost of some ninety 
 
 _MASK_64: Final = 2**64 - 1
 GOLDEN: Final = 0x9E3779B97F4A7C15
-SPLITMIX: Final = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+SPLITMIX: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _FACTOR: Final = {32: 0x85EBCA6B, 64: 0xD6E8FEB86659FD93}
 
 
 def mix(word: int) -> int:
     """Return the SplitMix64 finalizer of ``word`` (Steele, Lea and Flood, OOPSLA 2014)."""
-    for shift, factor in SPLITMIX:
-        word = ((word ^ (word >> shift)) * factor) & _MASK_64
+    word = ((word ^ (word >> 30)) * SPLITMIX[0]) & _MASK_64
+    word = ((word ^ (word >> 27)) * SPLITMIX[1]) & _MASK_64
     return word ^ (word >> 31)
 
 
@@ -63,9 +63,9 @@ class Grid:
         self._columns = -(-size // self._rows)
         # A row or column then has at most half a word's bits, so that no sum or product of two overflows.
         self._bits = 32 if size <= 2**32 else 64
-        states = [(state + i * GOLDEN) & _MASK_64 for i in range(1, 2 * rounds + 1)]
-        words = [mix(each) >> (64 - self._bits) for each in states]
-        self._keys = [(odd | 1, addend) for odd, addend in zip(words[::2], words[1::2], strict=True)]
+        words = [mix((state + i * GOLDEN) & _MASK_64) for i in range(1, 2 * rounds + 1)]
+        shift = 64 - self._bits
+        self._keys = [(words[i] >> shift | 1, words[i + 1] >> shift) for i in range(0, 2 * rounds, 2)]
         self._scratch: list[_Scratch] = []
 
     def one(self, place: int, *, inverse: bool) -> int:

@@ -158,7 +158,7 @@ class _Sorted:
         words = np.arange(1, size + 1, dtype=np.uint64)
         words *= np.uint64(GOLDEN)
         words += np.uint64(state)
-        for shift, factor in SPLITMIX:
+        for shift, factor in zip((30, 27), SPLITMIX, strict=True):
             words ^= words >> np.uint64(shift)
             words *= np.uint64(factor)
         words ^= words >> np.uint64(31)

@@ -234,7 +234,7 @@ class ResumableSampler(ABC):
         skip = 0
         if shard.num_samples(size, start.offset):
             skip, place = 1, shard.block(size, start.offset).start % size
-            yield self.indices_at(start.epoch, np.array([place])).tolist()
+            yield self.indices(start.epoch, place, place + 1).tolist()
         for _, rows in self._walk(start, shard, size):
             yield rows.ravel()[skip:].tolist()
             skip = 0

@@ -94,10 +94,12 @@ class Shard:
                 f"rank is {rank}; expected an integer from 0 to {world - 1}, the last of {world} ranks. "
                 "Pass the rank and the number of ranks of the same group."
             )
-        least = {Tail.DROP: world * batch_size, Tail.TRIM: world}.get(self.tail, 1)
-        values = {"batch_size": batch_size, "world": world, "rank": rank}
-        for name, value in {**values, "global_batch": world * batch_size, "_least": least}.items():
-            object.__setattr__(self, name, value)
+        store = object.__setattr__
+        store(self, "batch_size", batch_size)
+        store(self, "rank", rank)
+        store(self, "world", world)
+        store(self, "global_batch", world * batch_size)
+        store(self, "_least", {Tail.DROP: world * batch_size, Tail.TRIM: world}.get(self.tail, 1))
 
     def num_batches(self, size: int, offset: int = 0) -> int:
         """Return how many global batches there are from ``offset`` to the end of the epoch."""

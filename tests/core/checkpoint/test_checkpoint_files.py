@@ -14,6 +14,7 @@ from parhelion.checkpoint import (
     checkpoint_name,
     flatten,
     load_checkpoint,
+    load_newest,
     save_checkpoint,
     write_checkpoint,
 )
@@ -210,15 +211,17 @@ def test_a_newer_version_is_named_with_both_numbers(tmp_path):
         {"files": {}},
         {"tree": {"w": ["ndarray", "nothing"]}},
         {"meta": ["no tag"]},
+        {"meta": {}},
     ],
     ids=str,
 )
 def test_a_manifest_that_is_unchanged_but_malformed_is_an_error_and_no_damage(tmp_path, changes):
-    path = save_checkpoint(tmp_path, "c", {"w": np.ones(2)}, META)
+    path = save_checkpoint(tmp_path, "r_epoch_2_iter_10", {"w": np.ones(2)}, META)
     rewrite(path, **changes)
     with pytest.raises(CheckpointError, match="malformed") as caught:
-        load_checkpoint(path)
+        load_newest(tmp_path)
     assert type(caught.value) is CheckpointError
+    assert path.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,24 @@ def test_only_folders_with_a_readable_manifest_are_listed(tmp_path):
     ]
 
 
+def test_what_may_not_be_read_is_an_error_only_under_a_checkpoints_name(tmp_path, monkeypatch):
+    good = save(tmp_path, 1)
+    locked = tmp_path / "lost+found"
+    locked.mkdir()
+    real = Path.read_bytes
+
+    def read_bytes(self):
+        if self.parent in (locked, tmp_path / "run_epoch_1_iter_2"):
+            raise PermissionError(13, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert find_last_checkpoint(tmp_path) == good
+    save(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"iter_2 cannot be read \(manifest\.json: Permission denied\)"):
+        find_last_checkpoint(tmp_path)
+
+
 def test_listing_looks_at_no_array(tmp_path):
     path = save(tmp_path, 1)
     (path / "arrays-00000.safetensors").write_bytes(b"broken")

@@ -44,7 +44,7 @@ def test_create_dataset_constructs_what_is_registered_under_the_name():
 
 
 def test_an_unknown_dataset_is_named_with_its_near_match():
-    with pytest.raises(UnknownNameError, match="dataset name is 'Leters'.*Did you mean 'Letters'"):
+    with pytest.raises(UnknownNameError, match=r"dataset name is 'Leters'.*Did you mean 'Letters'"):
         create_dataset("Leters")
 
 
@@ -65,7 +65,7 @@ def test_a_collate_class_is_constructed_with_the_arguments():
 @pytest.mark.parametrize(("args", "kwargs"), [((), {"gap": 1}), (("a", "b"), {}), ((), {"records": []})])
 def test_arguments_that_leave_no_room_for_the_records_are_refused_when_they_are_bound(args, kwargs):
     with pytest.raises(
-        InvalidTypeError, match="arguments of collate function 'join' are .* no way to call it"
+        InvalidTypeError, match=r"arguments of collate function 'join' are .* no way to call it"
     ):
         create_collate_fn("join", *args, **kwargs)
 
@@ -86,7 +86,7 @@ def test_a_split_has_the_value_and_the_label_of_the_page(label, split, value):
 
 @pytest.mark.parametrize("label", ["TRAIN", "", "dev", None])
 def test_another_label_is_no_split(label):
-    with pytest.raises(ValueError, match="dataset split is .*; expected 'train', 'valid' or 'test'"):
+    with pytest.raises(ValueError, match=r"dataset split is .*; expected 'train', 'valid' or 'test'"):
         DatasetSplit.from_str(label)
 
 
@@ -130,7 +130,7 @@ def test_a_copy_of_the_params_has_options_of_its_own():
 
 def test_an_unknown_param_is_refused_with_a_near_match():
     with pytest.raises(
-        InvalidValueError, match="data loader parameter is 'batchsize'.* Did you mean 'batch_size'"
+        InvalidValueError, match=r"data loader parameter is 'batchsize'.* Did you mean 'batch_size'"
     ):
         DataLoaderParams.from_dict({"batchsize": 4})
 

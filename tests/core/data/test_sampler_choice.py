@@ -158,8 +158,9 @@ def test_a_dataset_without_a_length_is_refused():
 
 def test_fewer_records_than_a_batch_with_drop_last_say_that_no_batch_is_left():
     message = (
-        "drop_last is True and the train data has 3 records, but a batch of all ranks takes 8 (2 x batch_size 4), so no "
-        "batch is left; expected at least that many records. Lower batch_size, or set drop_last=False."
+        "drop_last is True and the train data has 3 records, but a batch of all ranks takes 8 "
+        "(2 x batch_size 4), so no batch is left; expected at least that many records. "
+        "Lower batch_size, or set drop_last=False."
     )
     with pytest.raises(InvalidValueError, match=re.escape(message)):
         choose(TRAIN, 3, 0, 2, batch_size=4, drop_last=True, is_distributed=True)
