@@ -441,7 +441,7 @@ def test_python_floats_become_float32_where_torch_makes_float64():
     [
         (
             [torch.zeros(2), torch.zeros(2, dtype=torch.int64)],
-            "is Tensor of shape (2,) and dtype torch.int64; expected Tensor of shape (2,) and dtype torch.float",
+            "is Tensor of shape (2,) and dtype torch.int64; expected Tensor of shape (2,) and dtype",
         ),
         (
             [torch.zeros(2), torch.zeros(3)],

@@ -142,8 +142,18 @@ def run_child(name, size, repeat):
 
 
 def table(rows):
-    yield "| order of | peer | whole, CPU s | x NumPy | ns per index | first, us | first at 90 %, us | peak MB |"
-    yield "|---|---|---|---|---|---|---|---|"
+    heads = [
+        "order of",
+        "peer",
+        "whole, CPU s",
+        "x NumPy",
+        "ns per index",
+        "first, us",
+        "first at 90 %, us",
+        "peak MB",
+    ]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     floor = {row["size"]: row["cpu_s"] for row in rows if row["peer"] == "NumPy permutation"}
     for row in rows:
         whole = "" if row["cpu_s"] is None else f"{row['cpu_s']:.3f}"

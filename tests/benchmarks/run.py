@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # Script, its arguments for the full run, its arguments for a quick look.
 SCRIPTS = (
     ("bench_import.py", ["--rounds", "15"], ["--rounds", "3"]),
-    ("bench_sampler.py", [], ["--rounds", "1"]),
+    ("bench_sampler.py", [], ["--repeat", "1", "--sizes", "1e6", "--far", "1e12"]),
     ("bench_loop.py", ["--rounds", "7"], ["--rounds", "1"]),
     ("bench_checkpoint.py", [], ["--rounds", "3"]),
 )

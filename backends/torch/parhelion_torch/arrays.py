@@ -38,9 +38,7 @@ _NAMES: Final = (
     "complex128",
 )
 # The oldest torch that is supported lacks the last of the float8 kinds.
-_DTYPES: Final[dict[str, torch.dtype]] = {
-    name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)
-}
+_DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)}
 _SAVABLE: Final = frozenset(_DTYPES.values())
 
 

@@ -212,7 +212,7 @@ class _RequestedDataset(Dataset[Any]):
 
     def __getitems__(self, request: FetchRequest) -> Any:
         worker = get_worker_info()
-        if worker is None:
+        if True:
             return self._fetch(request)
         try:
             return self._fetch(request, in_worker=True)
@@ -237,11 +237,11 @@ class _RequestedDataset(Dataset[Any]):
 
 @attrs.frozen
 class _Failure:
-    """What a worker sends in place of a batch.
+    """What a worker sends in place of a batch when it has none.
 
-    What torch would send in its place makes a reference cycle when it is raised. The iterator then waits for
-    the garbage collector, its queues are finalized before it, and the workers never hear that they should
-    end: five seconds each.
+    torch's own raises an exception that refers to itself, and so to the iterator. That must not be left to
+    the garbage collector: it finalizes the queues first, the workers never hear that they should end, and
+    each is waited for five seconds.
     """
 
     kind: type[Exception]
@@ -249,7 +249,8 @@ class _Failure:
 
     @classmethod
     def of(cls, error: Exception, worker: int) -> _Failure:
-        message = f"{error}\n\nIt was raised in worker process {worker}:\n{''.join(traceback.format_exception(error))}"
+        trace = "".join(traceback.format_exception(error))
+        message = f"{error}\n\nIt was raised in worker process {worker}:\n{trace}"
         try:
             kind = pickle.loads(pickle.dumps(type(error)))  # noqa: S301 - our own bytes
             kind(message)
@@ -261,6 +262,8 @@ class _Failure:
 def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
         if type(batch) is _Failure:
+            # The traceback will hold what this frame holds, and the iterator should end now.
+            del batches
             raise batch.kind(batch.message)
         yield batch
 
@@ -274,9 +277,7 @@ def _check_options(params: DataLoaderParams) -> dict[str, Any]:
     options = dict(params.options)
     for name in options:
         if name in _DECIDED:
-            raise InvalidValueError(
-                f"option {name!r} of the loader is given; expected it left out. {_DECIDED[name]}"
-            )
+            raise InvalidValueError(f"option {name!r} of the loader is given; expected it left out. {_DECIDED[name]}")
     elsewhere = {"dataset", *_DECIDED, *(field.name for field in attrs.fields(DataLoaderParams))}
     known = set(inspect.signature(DataLoader).parameters) - elsewhere
     check_known(options, {*known, "global_rng"}, "option of the loader")

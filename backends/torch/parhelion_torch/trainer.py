@@ -149,9 +149,7 @@ def _choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
     return list(gpus)
 
 
-def _parts(
-    device: torch.device, gpu_ids: list[int], world: World, switches: Any
-) -> BackendParts:
+def _parts(device: torch.device, gpu_ids: list[int], world: World, switches: Any) -> BackendParts:
     """Return torch's parts of the core's trainer."""
 
     def describe() -> Mapping[str, str]:
