@@ -81,9 +81,7 @@ class Registry(Generic[T]):
         """
         module, _, attribute = target.partition(":")
         if not module or not attribute:
-            raise InvalidValueError(
-                f"lazy target of {name!r} is {target!r}; expected 'package.module:attribute'."
-            )
+            raise InvalidValueError(f"lazy target of {name!r} is {target!r}; expected 'package.module:attribute'.")
         if self._lazy.get(name) != target:
             self._check_free(name, None)
             self._lazy[name] = target

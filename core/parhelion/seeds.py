@@ -12,19 +12,19 @@ as easy as 1, 2, 3", SC 2011), so setting a key costs a microsecond and two keys
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import random
 import threading
+from collections.abc import Callable
+from collections.abc import Generator as Yields
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import InvalidTypeError, InvalidValueError, SampleScopeError
-
-if TYPE_CHECKING:
-    from collections.abc import Generator as Yields
 
 __all__ = [
     "GlobalGenerators",
@@ -88,9 +88,7 @@ def derive(seed: int, *purpose: int | str) -> int:
             number = int(word)
             raw, kind = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True), b"i"
         else:
-            raise InvalidTypeError(
-                f"a word of a seed's purpose is {word!r}; expected an integer or a string."
-            )
+            raise InvalidTypeError(f"a word of a seed's purpose is {word!r}; expected an integer or a string.")
         digest.update(kind + len(raw).to_bytes(4, "little") + raw)
     return int.from_bytes(digest.digest(), "little")
 
@@ -269,38 +267,40 @@ class GlobalGenerators(Protocol):
 class _LegacyNumPy:
     """NumPy's legacy generator, set aside and put back in two microseconds.
 
-    ``get_state`` and ``set_state`` take 25 each. So the bytes of the Mersenne Twister are copied instead, at
-    the address that NumPy gives to C extensions (``BitGenerator.ctypes``). Where they are not laid out as
-    expected, the slow way is taken.
+    ``get_state`` and ``set_state`` take 25 each. So the bytes of the Mersenne Twister are copied, at the address
+    that NumPy gives to C extensions (``BitGenerator.ctypes``). Where they are not laid out as expected, or the user has
+    chosen another bit generator, the slow way is taken.
     """
 
     def __init__(self) -> None:
         self._owner: object = None
         self._memory: memoryview | None = None
 
-    def set_aside(self) -> Any:
-        memory = self._find_memory()
+    def set_aside(self) -> Callable[[], None]:
+        """Return what brings the stream back."""
+        owner, memory = np.random.mtrand.get_bit_generator(), self._find_memory()
         if memory is None:
-            return np.random.get_state(legacy=False)  # noqa: NPY002
+            state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+            np.random.mtrand.set_bit_generator(np.random.MT19937(0))
+            return functools.partial(self._restore, owner, state)
         before = bytes(memory)
         # Gaussians are made in pairs. If one is waiting, it comes out here and the twister does not move.
         gauss = np.random.standard_normal()  # noqa: NPY002
         if bytes(memory) != before:
-            return memory, before
+            return functools.partial(self._restore_bytes, owner, memory, before)
         key, position = _read_twister(before)
-        state = {"key": key, "pos": position}
-        return {"bit_generator": "MT19937", "state": state, "has_gauss": 1, "gauss": gauss}
+        twister = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
+        return functools.partial(self._restore, owner, {**twister, "has_gauss": 1, "gauss": gauss})
 
-    def put_back(self, aside: Any) -> None:
-        if isinstance(aside, dict):
-            np.random.set_state(cast("Any", aside))  # noqa: NPY002
-            return
-        np.random.seed(0)  # noqa: NPY002 - forgets a waiting Gaussian
-        memory, before = aside
+    def _restore(self, owner: np.random.BitGenerator, state: Any) -> None:
+        np.random.mtrand.set_bit_generator(owner)
+        np.random.set_state(state)  # noqa: NPY002
+
+    def _restore_bytes(self, owner: np.random.BitGenerator, memory: memoryview, before: bytes) -> None:
+        np.random.mtrand.set_bit_generator(owner)  # forgets a Gaussian that waits
         memory[:] = before
 
     def _find_memory(self) -> memoryview | None:
-        """Return the twister's memory, or None if it is not what it should be."""
         owner = np.random.mtrand.get_bit_generator()
         if owner is not self._owner:
             self._owner, self._memory = owner, None
@@ -327,6 +327,9 @@ class PythonGenerators:
     def seed(self, seed: int) -> None:
         """Start both at the stream of ``seed``, a 64-bit integer."""
         random.seed(seed)
+        if type(np.random.mtrand.get_bit_generator()) is not np.random.MT19937:
+            # Only a Mersenne Twister can be seeded as the legacy generator.
+            np.random.mtrand.set_bit_generator(np.random.MT19937(0))
         np.random.seed((seed & 0xFFFFFFFF, seed >> 32))  # noqa: NPY002 - user transforms still draw from it
 
     def capture(self) -> dict[str, Any]:
@@ -347,6 +350,6 @@ class PythonGenerators:
 
     def put_back(self, aside: Any) -> None:
         """Bring both streams back, where they were."""
-        python, legacy = aside
+        python, restore = aside
         random.setstate(python)
-        _legacy_numpy.put_back(legacy)
+        restore()

@@ -222,15 +222,20 @@ def test_a_neutral_sampler_is_taken_too():
 
 
 def test_a_sampler_of_torchs_own_is_refused():
-    with pytest.raises(
-        TypeError, match="sampler is a SequentialSampler; expected one derived from ResumableSampler"
-    ):
+    with pytest.raises(TypeError, match="sampler is a SequentialSampler; expected one derived from ResumableSampler"):
         create(range(3), sampler=torch.utils.data.SequentialSampler(range(3)))
 
 
 def test_a_sampler_with_another_batch_size_is_refused():
     with pytest.raises(ValueError, match="batch_size of the sampler is 1 and that of the loader 4"):
         create(range(3), batch_size=4, sampler=ResumableRandomSampler(range(3)))
+
+
+def test_a_rank_for_which_the_last_batch_has_no_record_ends_before_it():
+    sampler = ResumableDistributedSampler(range(9), 2, 1, shuffle=False, batch_size=4)
+    loader, _ = create(range(9), batch_size=4, sampler=sampler, split=DatasetSplit.VALID)
+    assert [batch.tolist() for batch in loader] == [[4, 5, 6, 7]]
+    assert len(loader) == 1
 
 
 @pytest.mark.parametrize("split", [DatasetSplit.VALID, DatasetSplit.TEST])
@@ -429,6 +434,26 @@ def test_batches_equal_those_of_torchs_default_collate(make_record, size):
                 compare(*pair)
 
     compare(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [1024, 8193, 20_000])
+def test_stacking_here_gives_torch_nothing_to_start_threads_for(monkeypatch, size):
+    if torch.get_num_threads() == 1:
+        pytest.skip("torch has one thread")
+    stack, stacked = torch.stack, []
+    monkeypatch.setattr(torch, "stack", lambda tensors, **out: stacked.append(len(tensors)) or stack(tensors, **out))
+    records = [torch.full((size,), k) for k in range(80)]
+    assert collate(records).tolist() == stack(records).tolist()
+    assert all(count * size < 32768 for count in stacked)
+
+
+def test_a_worker_stacks_in_shared_memory_so_that_sending_copies_nothing(monkeypatch):
+    monkeypatch.setattr("parhelion_torch.stacking.get_worker_info", lambda: "a worker")
+    tensors, arrays, empty = collate([(torch.full((2,), k), np.full((3, 1), k), np.zeros((0, 2))) for k in range(4)])
+    assert tensors.is_shared()
+    assert arrays.is_shared()
+    assert (tensors[:, 1].tolist(), arrays[:, 2, 0].tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
+    assert (arrays.shape, empty.shape) == ((4, 3, 1), (4, 0, 2))
 
 
 def test_python_floats_become_float32_where_torch_makes_float64():

@@ -211,9 +211,7 @@ def test_worker_init_fn_sees_and_changes_the_users_dataset():
 
 
 def test_options_reach_torchs_loader():
-    loader, _ = make(
-        num_workers=1, prefetch_factor=5, persistent_workers=True, timeout=40, worker_init_fn=mark
-    )
+    loader, _ = make(num_workers=1, prefetch_factor=5, persistent_workers=True, timeout=40, worker_init_fn=mark)
     assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (1, 5, True)
     assert (loader.timeout, loader.worker_init_fn) == (40, mark)
 

@@ -57,9 +57,7 @@ def test_a_users_own_sampler_can_derive_from_the_base_class():
 
 
 def test_the_distributed_sampler_has_the_attributes_of_torchs():
-    sampler = parhelion_torch.ResumableDistributedSampler(
-        range(10), 4, 3, seed=5, drop_last=True, batch_size=2
-    )
+    sampler = parhelion_torch.ResumableDistributedSampler(range(10), 4, 3, seed=5, drop_last=True, batch_size=2)
     theirs = torch.utils.data.DistributedSampler(range(10), 4, 3, seed=5, drop_last=True)
     for name in (
         "num_replicas",

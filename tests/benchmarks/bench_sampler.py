@@ -165,9 +165,7 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="How a shuffled order compares.")
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8])
     parser.add_argument("--far", type=float, nargs="*", default=[1e12, 2**62], help="sizes for ours alone")
     parser.add_argument("--repeat", type=int, default=5)

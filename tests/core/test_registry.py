@@ -66,18 +66,14 @@ def test_registering_the_same_object_again_changes_nothing():
 def test_a_name_that_is_taken_registers_none_of_the_names():
     registry = Registry("model")
     registry.register(Model)
-    with pytest.raises(
-        DuplicateNameError, match=r"model name 'Model' is taken by .*Model.*Register under another"
-    ):
+    with pytest.raises(DuplicateNameError, match=r"model name 'Model' is taken by .*Model.*Register under another"):
         registry.register(crop, name="crop", aliases=["cut", "Model"])
     assert registry.names() == ["Model"]
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
     registry = Registry("dataset")
-    with pytest.raises(
-        UnknownNameError, match=r"^dataset name is 'x'; expected one of none, the registry is empty\."
-    ):
+    with pytest.raises(UnknownNameError, match=r"^dataset name is 'x'; expected one of none, the registry is empty\."):
         registry.get("x")
     registry.register(crop, name="CIFAR10", aliases=["MNIST"])
     with pytest.raises(UnknownNameError, match=r"expected one of CIFAR10, MNIST\. Did you mean 'CIFAR10'\?"):
@@ -229,9 +225,7 @@ def test_registrations_run_when_their_modules_are_imported(folder):
     (folder / "proj_d").mkdir()
     registry = Registry("model")
     sys.modules["proj_d_registry"] = registry
-    (folder / "proj_d" / "net.py").write_text(
-        "from proj_d_registry import register\n@register\nclass Net: ...\n"
-    )
+    (folder / "proj_d" / "net.py").write_text("from proj_d_registry import register\n@register\nclass Net: ...\n")
     update_all_registries(folder / "proj_d", import_prefix="proj_d")
     assert registry.names() == ["Net"]
 
@@ -239,9 +233,7 @@ def test_registrations_run_when_their_modules_are_imported(folder):
 def test_a_module_that_fails_is_named_with_its_file_and_the_cause(folder):
     (folder / "proj_e").mkdir()
     (folder / "proj_e" / "broken.py").write_text("1 / 0\n")
-    with pytest.raises(
-        ImportError, match=r"importing 'proj_e\.broken' .* \(ZeroDivisionError: division"
-    ) as caught:
+    with pytest.raises(ImportError, match=r"importing 'proj_e\.broken' .* \(ZeroDivisionError: division") as caught:
         update_all_registries(folder / "proj_e", import_prefix="proj_e")
     assert str(folder / "proj_e" / "broken.py") in str(caught.value)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -255,14 +247,10 @@ def test_a_wrong_prefix_is_named(folder):
 
 def test_a_module_that_shares_its_name_with_another_is_not_passed_over(folder):
     write(folder, "random.py")
-    with pytest.raises(
-        ImportError, match=r"importing 'random' .* gave .*; expected .*random\.py\. Another module has"
-    ):
+    with pytest.raises(ImportError, match=r"importing 'random' .* gave .*; expected .*random\.py\. Another module has"):
         update_all_registries(folder)
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(
-        InvalidValueError, match=r"root of the modules to import is '.*nowhere'; expected an existing"
-    ):
+    with pytest.raises(InvalidValueError, match=r"root of the modules to import is '.*nowhere'; expected an existing"):
         update_all_registries(tmp_path / "nowhere")

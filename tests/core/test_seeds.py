@@ -134,9 +134,7 @@ def test_a_record_s_draws_depend_on_split_seed_epoch_and_place_only():
 def test_a_record_s_draws_are_those_of_philox_with_its_key():
     expected = np.random.Generator(np.random.Philox(key=np.array([sample_base(1, 2, 3), 7], np.uint64)))
     with sample_scope(seed=1, split=2, epoch=3, place=7):
-        assert np.array_equal(
-            sample_rng().bit_generator.random_raw(20), expected.bit_generator.random_raw(20)
-        )
+        assert np.array_equal(sample_rng().bit_generator.random_raw(20), expected.bit_generator.random_raw(20))
 
 
 def test_two_calls_for_one_record_go_on_where_the_first_stopped():
@@ -145,9 +143,7 @@ def test_two_calls_for_one_record_go_on_where_the_first_stopped():
     assert together == drawn(5, 5, seed=1)
 
 
-@pytest.mark.parametrize(
-    "draw", [lambda rng: rng.integers(0, 2**20, dtype=np.uint32), lambda rng: rng.normal()]
-)
+@pytest.mark.parametrize("draw", [lambda rng: rng.integers(0, 2**20, dtype=np.uint32), lambda rng: rng.normal()])
 def test_nothing_buffered_for_one_record_reaches_the_next(draw):
     with SampleScope(9, 0) as scope:
         draw(sample_rng())
@@ -173,9 +169,7 @@ def test_records_named_by_k_have_generators_that_live_side_by_side(batched):
         first = [rng.random() for rng in generators]
         second = [sample_rng(k).random() for k in reversed(range(4))][::-1]
     assert len({id(rng) for rng in generators}) == 4
-    assert [list(pair) for pair in zip(first, second, strict=True)] == [
-        drawn(10 + k, 2, seed=1) for k in range(4)
-    ]
+    assert [list(pair) for pair in zip(first, second, strict=True)] == [drawn(10 + k, 2, seed=1) for k in range(4)]
 
 
 def test_the_scope_inside_is_the_one_that_counts():
@@ -228,9 +222,7 @@ def test_each_thread_has_its_own_scope():
 
 
 def test_outside_a_fetch_the_error_says_how_to_open_a_scope():
-    with pytest.raises(
-        SampleScopeError, match=r"called outside a fetch; .* with parhelion\.sample_scope\(seed=0"
-    ):
+    with pytest.raises(SampleScopeError, match=r"called outside a fetch; .* with parhelion\.sample_scope\(seed=0"):
         sample_rng()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import pickle
 import traceback
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 import attrs
 import torch
@@ -26,12 +27,9 @@ from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.sampling import FetchRequest, ResumableSamplerType
 from parhelion.seeds import derive
 
-from .collate import collate, to_tensors
 from .randomness import TorchGenerators
 from .samplers import SAMPLER_REGISTRY, get_group
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .stacking import collate, to_tensors
 
 __all__ = ["collate", "create_dataloader", "loader_for"]
 
@@ -163,13 +161,11 @@ class _PositionedLoader(DataLoader[Any]):
             **options,
             "num_workers": 0 if params.debug_mode else params.num_workers,
             "pin_memory": params.pin_memory and _can_pin(),
-            # A generator of its own: torch would draw the workers' seeds from the one that training draws
-            # from.
             "generator": generator,
         }
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             fetch.dataset,
-            batch_size=params.batch_size,
+            batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=params.drop_last,
             collate_fn=fetch.collate_fn,
@@ -212,7 +208,7 @@ class _RequestedDataset(Dataset[Any]):
 
     def __getitems__(self, request: FetchRequest) -> Any:
         worker = get_worker_info()
-        if True:
+        if worker is None:
             return self._fetch(request)
         try:
             return self._fetch(request, in_worker=True)

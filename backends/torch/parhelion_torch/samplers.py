@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch.distributed
 from torch.utils.data import DistributedSampler, Sampler
@@ -10,9 +11,6 @@ from torch.utils.data import DistributedSampler, Sampler
 from parhelion import sampling
 from parhelion.registry import Registry
 from parhelion.sampling import ResumableSamplerType
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = [
     "SAMPLER_REGISTRY",

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import attrs
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.registry import Registry
 from parhelion.sampling import SAMPLER_REGISTRY, ResumableSampler, ResumableSamplerType, Shard, Tail
 from parhelion.seeds import check_seed
 
-from ._params import COLLATE_FN_REGISTRY, DataLoaderParams, DatasetSplit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from parhelion.registry import Registry
-
-    from ._protocols import CollateFn
+from ._params import DataLoaderParams, DatasetSplit, create_collate_fn
+from ._protocols import CollateFn
 
 __all__ = ["check_params", "choose_sampler", "count_batches", "get_collate_fn"]
 
@@ -81,13 +77,9 @@ def check_params(params: DataLoaderParams) -> DataLoaderParams:
     Shard(params.batch_size)
     workers: Any = params.num_workers
     if isinstance(workers, bool) or not isinstance(workers, int):
-        raise InvalidTypeError(
-            f"num_workers is {workers!r}; expected an integer >= 0. 0 loads in this process."
-        )
+        raise InvalidTypeError(f"num_workers is {workers!r}; expected an integer >= 0. 0 loads in this process.")
     if workers < 0:
-        raise InvalidValueError(
-            f"num_workers is {workers}; expected an integer >= 0. 0 loads in this process."
-        )
+        raise InvalidValueError(f"num_workers is {workers}; expected an integer >= 0. 0 loads in this process.")
     return params
 
 
@@ -99,8 +91,8 @@ def get_collate_fn(collate_fn: CollateFn | str | None) -> CollateFn | None:
         UnknownNameError: no collate function is registered under the name.
     """
     if isinstance(collate_fn, str):
-        found = COLLATE_FN_REGISTRY.get(collate_fn)
-        return None if found is COLLATE_FN_REGISTRY.get("default") else found
+        # The default is each backend's own.
+        return None if collate_fn == "default" else create_collate_fn(collate_fn)
     if collate_fn is not None and not callable(collate_fn):
         raise InvalidTypeError(
             f"collate_fn is {collate_fn!r}; expected a function of a list of records, or a registered name. "

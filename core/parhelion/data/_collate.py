@@ -52,9 +52,7 @@ def collate(records: Sequence[Any], *, stack: StackLeaves | None = None) -> Any:
         CollateError: the records do not fit together; the record, the sample index and the field are named.
     """
     if not records:
-        raise CollateError(
-            "records cannot be collated: there are none; expected at least one record in a batch."
-        )
+        raise CollateError("records cannot be collated: there are none; expected at least one record in a batch.")
     try:
         return _stack_tree(list(records), stack or stack_arrays)
     except Misfit as misfit:
@@ -87,9 +85,7 @@ def stack_arrays(values: list[Any], *, empty: Callable[..., npt.NDArray[Any]] = 
 def _stack(arrays: list[npt.NDArray[Any]], empty: Callable[..., npt.NDArray[Any]]) -> npt.NDArray[Any]:
     shape, dtype = arrays[0].shape, arrays[0].dtype
     if dtype.kind in "OSU":
-        raise TypeError(
-            f"an array of dtype {dtype} has no place in a batch; use numbers, or a list of strings"
-        )
+        raise TypeError(f"an array of dtype {dtype} has no place in a batch; use numbers, or a list of strings")
     if list(map(_get_shape, arrays)).count(shape) != len(arrays):
         raise ValueError("the shapes differ")
     if not shape:
@@ -141,11 +137,7 @@ def _get_branch(kind: Any) -> _Branch:  # noqa: PLR0911 - a line for each kind o
         return functools.partial(_stack_records, kind, [field.name for field in dataclasses.fields(kind)])
     if issubclass(kind, tuple):
         fields = getattr(cast("Any", kind), "_fields", None)
-        return (
-            functools.partial(_stack_sequences, tuple)
-            if fields is None
-            else functools.partial(_stack_named, kind)
-        )
+        return functools.partial(_stack_sequences, tuple) if fields is None else functools.partial(_stack_named, kind)
     if issubclass(kind, list):
         return functools.partial(_stack_sequences, list)
     return _leaf if hasattr(kind, "__array__") else _refuse

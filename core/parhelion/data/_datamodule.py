@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from parhelion.errors import DataError, InvalidTypeError
+from parhelion.sampling import ResumableSamplerType
 
 from ._loader import create_loader
 from ._params import DataLoaderParams, Dataset, DatasetSplit
-
-if TYPE_CHECKING:
-    from parhelion.sampling import ResumableSamplerType
 
 __all__ = ["DataModule", "LoaderCreator"]
 
@@ -51,21 +49,21 @@ class DataModule(ABC):
     _valid_dataset: Dataset | None = None
     _test_dataset: Dataset | None = None
 
-    def prepare_data(self) -> None:  # noqa: B027 - a hook that may be left out
+    def prepare_data(self) -> None:
         """Download and convert what :meth:`setup` needs; one process alone runs it: keep nothing in self."""
 
     @abstractmethod
     def setup(self) -> None:
         """Make the data sets; runs in every process."""
 
-    def teardown(self) -> None:  # noqa: B027 - a hook that may be left out
+    def teardown(self) -> None:
         """Release what :meth:`setup` took; runs once training or testing is over."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this object; nothing, unless overridden."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027 - a hook that may be left out
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` returned back in; it is called after :meth:`setup`."""
 
     @property
@@ -139,9 +137,7 @@ class DataModule(ABC):
             )
         return Dataset(dataset, DataLoaderParams.from_dict(params))
 
-    def _create_dataloader(
-        self, pair: Dataset | None, split: DatasetSplit
-    ) -> tuple[Any, ResumableSamplerType] | None:
+    def _create_dataloader(self, pair: Dataset | None, split: DatasetSplit) -> tuple[Any, ResumableSamplerType] | None:
         if pair is None:
             return None
         if not isinstance(pair, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped users

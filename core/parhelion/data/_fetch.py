@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, RecordError
+from parhelion.sampling import FetchRequest
 from parhelion.seeds import GlobalGenerators, SampleScope, derive, sample_base
 
 from ._params import DatasetSplit
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from parhelion.sampling import FetchRequest
-
-    from ._protocols import CollateFn
+from ._protocols import CollateFn
 
 __all__ = ["Fetch", "Records", "get_global_rng", "has_getitems"]
 
@@ -125,9 +121,7 @@ class Fetch:
         known, base, collate_base = self._keys
         if known != epoch:
             # Evaluation must not depend on how much was trained before.
-            base = sample_base(
-                self._seed, self._split.value, epoch if self._split is DatasetSplit.TRAIN else 0
-            )
+            base = sample_base(self._seed, self._split.value, epoch if self._split is DatasetSplit.TRAIN else 0)
             collate_base = derive(base, "collate")
             self._keys = epoch, base, collate_base
         return base, collate_base

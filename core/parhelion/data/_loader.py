@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+from parhelion.sampling import ResumableSampler, ResumableSamplerType
 from parhelion.seeds import GlobalGenerators, PythonGenerators, check_seed, get_default_seed
 
 from ._choice import check_params, choose_sampler, count_batches, get_collate_fn
 from ._collate import collate
 from ._fetch import Fetch
 from ._params import DataLoaderParams, DatasetSplit, check_known
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from parhelion.sampling import ResumableSampler, ResumableSamplerType
-
-    from ._protocols import CollateFn
+from ._protocols import CollateFn
 
 __all__ = ["Loader", "create_loader"]
 
@@ -82,9 +78,7 @@ class Loader:
         return (self._fetch(request) for request in self.sampler.requests() if len(request.indices))
 
 
-def create_loader(
-    dataset: Any, split: DatasetSplit, params: DataLoaderParams
-) -> tuple[Loader, ResumableSamplerType]:
+def create_loader(dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> tuple[Loader, ResumableSamplerType]:
     """Return a loader in this process, and its sampler, for a data set and what its params ask for.
 
     Whatever ``num_workers`` and ``pin_memory`` are, records are fetched in this process: the batches are the

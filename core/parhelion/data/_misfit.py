@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any, cast
 
 __all__ = ["Misfit", "blame", "describe", "describe_kind"]
 
@@ -22,9 +20,7 @@ class Misfit(Exception):  # noqa: N818 - not an error to be seen: collate turns 
         path: the keys and positions that lead to the value, outermost first.
     """
 
-    def __init__(
-        self, place: int, found: str, expected: str = _ANYTHING, path: Sequence[Any] | None = None
-    ) -> None:
+    def __init__(self, place: int, found: str, expected: str = _ANYTHING, path: Sequence[Any] | None = None) -> None:
         super().__init__(place, found, expected)
         self.place = place
         self.found = found
@@ -69,9 +65,7 @@ def blame(values: Sequence[Any], error: Exception) -> Misfit:
     traits = [_trait(value) for value in values]
     for place, trait in enumerate(traits):
         if trait != traits[0]:
-            return Misfit(
-                place, describe(values[place]), f"{describe_kind(values[0])} as in the batch's first record"
-            )
+            return Misfit(place, describe(values[place]), f"{describe_kind(values[0])} as in the batch's first record")
     for place, value in enumerate(values):
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             return Misfit(place, describe(value), "an integer that fits in 64 bits")

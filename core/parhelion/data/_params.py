@@ -7,18 +7,18 @@ import difflib
 import enum
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping  # noqa: TC003 - attrs fields resolve at run time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.registry import Registry
-from parhelion.sampling import ResumableSamplerType  # noqa: TC001 - attrs fields resolve at run time
+from parhelion.sampling import ResumableSamplerType
 from parhelion.seeds import get_default_seed
 
 from ._collate import collate
-from ._protocols import CollateFn  # noqa: TC001 - attrs fields resolve at run time
+from ._protocols import CollateFn
 
 __all__ = [
     "COLLATE_FN_REGISTRY",

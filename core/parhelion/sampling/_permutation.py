@@ -135,9 +135,7 @@ class Permutation:
 
     def _check(self, place: int, what: str) -> int:
         if not 0 <= place < self.size:
-            raise InvalidValueError(
-                f"{what} is {place}; expected one in [0, {self.size}), the size of this order."
-            )
+            raise InvalidValueError(f"{what} is {place}; expected one in [0, {self.size}), the size of this order.")
         return operator.index(place)
 
 

@@ -58,8 +58,6 @@ class Position:
         if type(self.epoch) is int and self.epoch >= 0 and type(self.offset) is int and self.offset >= 0:
             return
         epoch = check_count(self.epoch, "epoch of a position", 0, "The first epoch is 0.")
-        offset = check_count(
-            self.offset, "offset of a position", 0, "It counts samples consumed in the epoch."
-        )
+        offset = check_count(self.offset, "offset of a position", 0, "It counts samples consumed in the epoch.")
         object.__setattr__(self, "epoch", epoch)
         object.__setattr__(self, "offset", offset)

@@ -130,9 +130,7 @@ class ResumableSampler(ABC):
             InvalidTypeError: ``shard`` is no :class:`Shard`.
         """
         if not isinstance(shard, Shard):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise InvalidTypeError(
-                f"shard is {shard!r}; expected a Shard. Write Shard(batch_size, rank, world)."
-            )
+            raise InvalidTypeError(f"shard is {shard!r}; expected a Shard. Write Shard(batch_size, rank, world).")
         self._shard = shard
 
     @property
@@ -170,9 +168,7 @@ class ResumableSampler(ABC):
             InvalidValueError: its offset is not below the epoch's size.
         """
         if not isinstance(position, Position):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise InvalidTypeError(
-                f"position is {position!r}; expected a Position. Write Position(epoch, offset)."
-            )
+            raise InvalidTypeError(f"position is {position!r}; expected a Position. Write Position(epoch, offset).")
         if position.offset and position.offset >= self.size:
             raise InvalidValueError(
                 f"offset of the position is {position.offset}; expected one below {self.size}, the records "

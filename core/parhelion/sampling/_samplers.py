@@ -47,9 +47,7 @@ class _Shuffle:
 def _count_records(source: Sized, what: str) -> int:
     kind = type(source).__name__
     if not isinstance(source, Sized):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-        raise InvalidTypeError(
-            f"{what} is a {kind}; expected a dataset with a length. Give it a __len__ method."
-        )
+        raise InvalidTypeError(f"{what} is a {kind}; expected a dataset with a length. Give it a __len__ method.")
     size = len(source)
     if not 1 <= size <= _MAX_SIZE:
         raise InvalidValueError(
@@ -81,11 +79,11 @@ class ResumableSequentialSampler(ResumableSampler):
         """Number of records in an epoch."""
         return self._size
 
-    def indices(self, epoch: int, start: int, stop: int) -> Indices:  # noqa: ARG002 - the same in every epoch
+    def indices(self, epoch: int, start: int, stop: int) -> Indices:
         """Return ``start, ..., stop - 1``."""
         return np.arange(start, stop, dtype=np.int64)
 
-    def indices_at(self, epoch: int, places: Indices) -> Indices:  # noqa: ARG002 - the same in every epoch
+    def indices_at(self, epoch: int, places: Indices) -> Indices:
         """Return the places themselves."""
         return places
 

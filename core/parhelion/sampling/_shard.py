@@ -84,9 +84,7 @@ class Shard:
     _least: int = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        batch_size = check_count(
-            self.batch_size, "batch_size", 1, "It counts the records of one rank's batch."
-        )
+        batch_size = check_count(self.batch_size, "batch_size", 1, "It counts the records of one rank's batch.")
         world = check_count(self.world, "world", 1, "A run of one process has a world of 1.")
         rank = check_count(self.rank, "rank", 0, "Ranks count from 0.")
         if rank >= world:

@@ -82,9 +82,7 @@ def _load(
                 yield position, _leaves(batch)
                 position = shard.after(size, position)
             if position.epoch == epoch and shard.num_batches(size, position.offset):
-                raise ResumeError(
-                    f"{story}: {batch_name(shard, size, position)} is missing, the loader ended"
-                )
+                raise ResumeError(f"{story}: {batch_name(shard, size, position)} is missing, the loader ended")
             position = Position(epoch + 1)
     finally:
         close = getattr(loader, "close", None)

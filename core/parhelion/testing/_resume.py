@@ -101,9 +101,7 @@ def _check_case(make_sampler: MakeSampler, case: ResumeCase, num_epochs: int) ->
         shape_now = f"batch_size {segment.batch_size} on {ranks}"
         story = f"{case.size} records, seed {case.seed}, {story} {way}, {shape_now}"
         is_last = segment is case.segments[-1]
-        position, last = _follow(
-            samplers, segment, orders, position, 0 if is_last else segment.num_batches, story
-        )
+        position, last = _follow(samplers, segment, orders, position, 0 if is_last else segment.num_batches, story)
         story = f"stopped after {last}, started again"
 
 
@@ -200,9 +198,7 @@ def _begin(sampler: ResumableSampler, epoch: int, *, by_index: bool) -> Callable
     return take
 
 
-def _compare(
-    shard: Shard, order: list[int], position: Position, take: Callable[[int], list[int]], story: str
-) -> None:
+def _compare(shard: Shard, order: list[int], position: Position, take: Callable[[int], list[int]], story: str) -> None:
     block = shard.block(len(order), position.offset)
     expected = [order[place % len(order)] for place in range(block.start, block.stop)]
     found = take(len(expected))

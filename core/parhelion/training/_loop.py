@@ -39,7 +39,7 @@ class Loop:
     Attributes:
         state: the committed state: what a checkpoint written now would hold.
         wanted: the kinds of event that somebody listens to, out of those that come with every batch.
-        stop: set from outside to end the run after the current update; says why.
+        stop: set from outside to end the run after the current update, or before the first; says why.
         reason: why the run ended, once it has.
     """
 
@@ -54,7 +54,8 @@ class Loop:
 
     def run(self) -> Iterator[Event]:
         """Train until the plan, the model or a plugin says that it is enough."""
-        self.reason = self._why_stop()
+        # Nobody is asked here: a resumed run would ask once more than one that never stopped.
+        self.reason = self.plan.stop_reason(self.state) or self.stop
         if self._has_ended():
             return
         yield TrainingStarted()

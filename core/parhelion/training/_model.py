@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from parhelion.errors import CheckpointMismatchError, InvalidValueError, ParhelionError
 
+from ._attributes import Attributes, mark_array, put_attributes
 from ._state import TrainingState
-from ._stateful import gather_state, has_state, scatter_state
+from ._stateful import (
+    gather_state,
+    generator_state,
+    has_state,
+    is_generator,
+    is_stateful,
+    restore_generator,
+    scatter_state,
+)
 from ._window import Reduce, Window
 
 __all__ = ["Model"]
@@ -30,9 +39,14 @@ class _Owner(Protocol):
 class Model(ABC):
     """What is trained: its parts, its steps, and what to do at each moment of a run.
 
-    Override :meth:`setup` and :meth:`train_step`, and any other hook. What :meth:`setup` assigns to ``self`` and has
-    ``state_dict`` and ``load_state_dict`` (modules, optimizers, schedulers, metrics, also in lists and dicts) is saved and
-    restored without a word; override :meth:`state_dict` and :meth:`load_state_dict` for anything else.
+    Override :meth:`setup` and :meth:`train_step`, and any other hook. Saved and restored without a word are
+
+    * what :meth:`setup` assigns to ``self`` and has ``state_dict`` and ``load_state_dict`` (modules, optimizers, schedulers,
+      metrics), and random generators, also in lists and dicts;
+    * attributes that change later and are numbers, strings, None, arrays, or lists, tuples and dicts with an array in
+      them: counters, best values, running means, hidden states.
+
+    Override :meth:`state_dict` and :meth:`load_state_dict` for anything else.
 
     Steps return None, a scalar loss, or a mapping of scalars; :meth:`log` adds one. Return fresh values: they are read
     later, when a print asks.
@@ -57,6 +71,7 @@ class Model(ABC):
         self._save_name = save_name
         self._trainer: _Owner | None = None
         self._window: Window | None = None
+        self._attributes: Attributes | None = None
         self.monitor: str | None = None
         self.validated: dict[str, float] = {}
 
@@ -196,7 +211,11 @@ class Model(ABC):
     # -- moments ------------------------------------------------------------------------------------------------------
 
     def on_training_start(self) -> None:
-        """Training is about to begin, or to go on after a resume."""
+        """Training is about to begin, or to go on after a resume.
+
+        What this does to anything that is saved is undone in a resumed run, where the checkpoint's state is put back
+        afterwards; what it draws at random is the same each time and moves no stream.
+        """
 
     def on_training_end(self) -> None:
         """Training has ended in order."""
@@ -244,7 +263,7 @@ class Model(ABC):
         return True
 
     def should_training_stop(self) -> bool:
-        """Say whether training should end; asked after every update."""
+        """Say whether training should end; asked once after every update, and when a run that it ended goes on."""
         return False
 
     def should_save_checkpoint(self) -> bool:
@@ -254,8 +273,8 @@ class Model(ABC):
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every stateful attribute by its name."""
-        return {name: gather_state(value, self.take_state) for name, value in self._parts().items()}
+        """Return the state of every part by the name of its attribute."""
+        return {name: gather_state(value, self.is_stateful_part, self.take_state) for name, value in self.stateful_parts().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], fast_init: bool = False) -> None:
         """Continue from what :meth:`state_dict` returned.
@@ -265,25 +284,75 @@ class Model(ABC):
             fast_init: the model was set up for testing only, so state without an attribute is passed over.
 
         Raises:
-            CheckpointMismatchError: an attribute of the state is missing here, or one here has no state there.
+            CheckpointMismatchError: a part of the state is missing here, one here has no state there, or one does not
+                fit. Nothing was changed.
         """
-        parts = self._parts()
+        parts = self.stateful_parts()
         unknown, missing = sorted(set(state_dict) - set(parts)), sorted(set(parts) - set(state_dict))
         if missing or (unknown and not fast_init):
             raise CheckpointMismatchError(
                 f"the saved model has the parts {sorted(state_dict)} and {type(self).__name__} has {sorted(parts)}; "
                 "expected the same. Build the model as it was when it was saved."
             )
-        for name, value in parts.items():
-            scatter_state(value, state_dict[name], self.give_state)
+        for give in (self.check_state, self.give_state):
+            for name, value in parts.items():
+                scatter_state(name, value, state_dict[name], self.is_stateful_part, give)
+
+    def stateful_parts(self) -> dict[str, Any]:
+        """Return every attribute that is a part, or a container with one in it, by name."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_trainer", "_window", "_attributes") and has_state(value, self.is_stateful_part)
+        }
+
+    def is_stateful_part(self, value: Any) -> bool:
+        """Return whether something has state that a checkpoint must hold."""
+        return is_stateful(value) or is_generator(value)
 
     def take_state(self, part: Any) -> Any:
-        """Return the state of one stateful part."""
-        return part.state_dict()
+        """Return the state of one part."""
+        return generator_state(part) if is_generator(part) else part.state_dict()
 
-    def give_state(self, part: Any, state: Any) -> None:
-        """Give one stateful part its state back."""
-        part.load_state_dict(state)
+    def check_state(self, where: str, part: Any, state: Any) -> None:
+        """Raise CheckpointMismatchError if a state, saved at the place called ``where``, is not one of this part."""
+
+    def give_state(self, where: str, part: Any, state: Any) -> None:
+        """Give one part its state back."""
+        if is_generator(part):
+            restore_generator(part, state)
+        else:
+            part.load_state_dict(state)
+
+    # -- attributes: for backends, which know their arrays ------------------------------------------------------------
+
+    def watch_attributes(self) -> None:
+        """From now on, know which attributes change; the trainer calls this once everything is set up."""
+        self._attributes = Attributes(self.attribute_owners, self.mark_value)
+
+    def changed_attributes(self) -> dict[str, Any]:
+        """Return the attributes that the run has changed, for the checkpoint."""
+        return {} if self._attributes is None else self._attributes.changed()
+
+    def put_attributes(self, state: Mapping[str, Any], fast_init: bool = False) -> None:
+        """Put back what :meth:`changed_attributes` returned.
+
+        Raises:
+            CheckpointMismatchError: one belongs to an object that this model has not.
+        """
+        put_attributes(self.attribute_owners(), state, self.put_value, strict=not fast_init)
+
+    def attribute_owners(self) -> Mapping[str, object]:
+        """Return the objects whose attributes belong to the run, each by a name: the model, and what a backend adds."""
+        return {"": self}
+
+    def mark_value(self, value: Any) -> Hashable | None:
+        """Return what tells one content of an array from another; None for what is no array to be kept."""
+        return mark_array(value)
+
+    def put_value(self, present: Any, saved: Any) -> Any:
+        """Return what an attribute becomes, given what it is and what it was."""
+        return saved
 
     def load_weights(self, state_dict: dict[str, Any]) -> None:
         """Take only the weights out of what :meth:`state_dict` returned, for a run that begins with them.
@@ -307,11 +376,3 @@ class Model(ABC):
     def describe(self) -> Mapping[str, str]:
         """Return facts for the summary at the start of a run, such as the number of parameters."""
         return {}
-
-    def _parts(self) -> dict[str, Any]:
-        """Return every attribute with state of its own, by name."""
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("_trainer", "_window") and has_state(value)
-        }

@@ -81,7 +81,6 @@ class CheckpointFolder:
         """
         remove_leftovers(self.path)
         if resume == "never":
-            self._set_aside_all()
             return None
         if resume in ("auto", "must"):
             newest = self.newest()
@@ -91,9 +90,14 @@ class CheckpointFolder:
                     "Use resume='auto' to start anew where there is none."
                 )
             return newest
-        chosen = load_checkpoint(Path(resume), self.arrays)
-        self._set_aside_newer(chosen)
-        return chosen
+        return load_checkpoint(Path(resume), self.arrays)
+
+    def make_way(self, resume: str | Path, chosen: Checkpoint | None) -> None:
+        """Rename checkpoints that the run which begins now supersedes: the later ones, or all for "never"."""
+        if chosen is not None:
+            self._set_aside_newer(chosen)
+        elif resume == "never":
+            self._set_aside_all()
 
     def newest(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None."""

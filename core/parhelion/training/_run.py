@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from parhelion.data import DataModule
 from parhelion.plugins import Plugin
 from parhelion.seeds import derive
 
+from ._attributes import Attributes, put_attributes
 from ._dispatch import overridden
 from ._evaluation import evaluate
 from ._events import (
@@ -32,6 +36,8 @@ from ._window import Window
 
 __all__ = ["Run"]
 
+_log = logging.getLogger("parhelion")
+
 
 class Run:
     """The work of one fit or test.
@@ -45,8 +51,8 @@ class Run:
         facts: what a resumed run must agree with.
         setting: what it may change.
         folder: where checkpoints go; None for nowhere.
-        source: the training split.
         valid_source: the validation split.
+        datamodule: whose state belongs to the run.
     """
 
     def __init__(
@@ -60,10 +66,10 @@ class Run:
         facts: Mapping[str, Any] | None = None,
         setting: Mapping[str, Any] | None = None,
         folder: CheckpointFolder | None = None,
-        source: Source | None = None,
         valid_source: Source | None = None,
+        datamodule: DataModule | None = None,
     ) -> None:
-        self._model = model
+        self.model = model
         self._plugins = plugins
         self._parts = parts
         self._seed = seed
@@ -71,10 +77,12 @@ class Run:
         self._facts = dict(facts or {})
         self._setting = dict(setting or {})
         self._folder = folder
-        self._source = source
         self._valid_source = valid_source
+        self._datamodule = datamodule
         self._model_step = model.train_step
         self._saved: TrainingState | None = None
+        self._stop_answer = False
+        self._plugin_attributes = Attributes(lambda: {plugin.plug_id: plugin for plugin in plugins}, model.mark_value)
         self.best: str | None = None
         self._reporting: Reporting | None = None
         self.prepare: Callable[[Any, Any], Any] = self._preparation("training_batch", Plugin.process_training_batch)
@@ -84,24 +92,48 @@ class Run:
         """Send rows to ``reporting`` from now on."""
         self._reporting = reporting
 
+    @contextmanager
+    def starting(self) -> Generator[None]:
+        """Return the context of what is done at the start of training, of which a resumed run has one more.
+
+        What is drawn in it is the same each time and moves no stream.
+        """
+        with self._parts.randomness.aside():
+            self._parts.randomness.seed(derive(self._seed, "start"))
+            yield
+
     # -- one batch ----------------------------------------------------------------------------------------------------
 
     def _preparation(self, flag: str, default: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         """Return the function that places a batch and lets the one plugin that claims it process it."""
         place = self._parts.placement.place
+        process = next(self._claims(flag, default), None)
+        return (lambda batch, _: place(batch)) if process is None else (lambda batch, at: process(place(batch), at))
+
+    def _claims(self, flag: str, default: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+        """Yield the plugins' own versions of a method that only one of them may have, where its flag is set."""
         for plugin in self._plugins:
-            process = overridden(plugin, default)
-            if getattr(plugin.unique_overrides, flag) and process is not None:
-                return lambda batch, at: process(place(batch), at)
-        return lambda batch, _: place(batch)
+            own = overridden(plugin, default)
+            if own is None:
+                continue
+            if getattr(plugin.unique_overrides, flag):
+                yield own
+            else:
+                _log.warning(
+                    "plugin %r has a %s of its own that is not called; set %s in its unique_overrides",
+                    plugin.plug_id, default.__name__, flag,
+                )  # fmt: skip
 
     def _stop_question(self) -> Callable[[], bool] | None:
-        asks = [overridden(self._model, Model.should_training_stop)]
-        for plugin in self._plugins:
-            if plugin.unique_overrides.should_training_stop:
-                asks.insert(0, overridden(plugin, Plugin.should_training_stop))
-        answers = [ask for ask in asks if ask is not None]
-        return (lambda: any(ask() for ask in answers)) if answers else None
+        of_model = overridden(self.model, Model.should_training_stop)
+        answers = [*self._claims("should_training_stop", Plugin.should_training_stop)]
+        answers += [] if of_model is None else [of_model]
+
+        def ask_all() -> bool:
+            self._stop_answer = any(ask() for ask in answers)
+            return self._stop_answer
+
+        return ask_all if answers else None
 
     def train_step(self, batch: Any, state: TrainingState) -> None:
         """Train on one batch and keep what it returned."""
@@ -114,7 +146,7 @@ class Run:
 
     def collect(self) -> dict[str, float]:
         """Return the values since the last print."""
-        for name, value in self._model.row_values().items():
+        for name, value in self.model.row_values().items():
             self._window.log(name, value, "last")
         return self._window.flush()
 
@@ -133,7 +165,7 @@ class Run:
             derive(self._seed, "validation", cycle),
             self._valid_source,
             self._preparation("validation_batch", Plugin.process_validation_batch),
-            self._model.valid_step,
+            self.model.valid_step,
             (ValidationStarted(cycle), ValidationBatchStarted, ValidationBatchEnded, ValidationEnded(cycle)),
         )
 
@@ -143,7 +175,7 @@ class Run:
             derive(self._seed, "test"),
             source,
             self._preparation("testing_batch", Plugin.process_testing_batch),
-            self._model.test_step,
+            self.model.test_step,
             (TestStarted(), TestBatchStarted, TestBatchEnded, TestEnded()),
         )
 
@@ -158,21 +190,40 @@ class Run:
         if source is None:
             return
         started, batch_started, batch_ended, ended = events
+        with self._evaluating(seed):
+            self.model.start_evaluation()
+            yield started
+            yield from evaluate(source, prepare, step, self._evaluated, batch_started, batch_ended)
+            for name, value in self.model.finish_evaluation().items():
+                self._evaluated.log(name, value, "last")
+            yield ended
+
+    @contextmanager
+    def _evaluating(self, seed: int) -> Generator[None]:
+        """Return the context of a pass over an evaluation split: nothing of the training moves."""
         self._evaluated = Window(self._parts.placement, guard=False)
-        self._model.attach(self._model.trainer, self._evaluated)
-        self._model.eval()
+        self.model.attach(self.model.trainer, self._evaluated)
+        self.model.eval()
         try:
-            with self._parts.randomness.aside(), self._model.evaluating():
+            with self._parts.randomness.aside(), self.model.evaluating():
                 self._parts.randomness.seed(seed)
-                self._model.start_evaluation()
-                yield started
-                yield from evaluate(source, prepare, step, self._evaluated, batch_started, batch_ended)
-                for name, value in self._model.finish_evaluation().items():
-                    self._evaluated.log(name, value, "last")
-                yield ended
+                yield
         finally:
-            self._model.train()
-            self._model.attach(self._model.trainer, self._window)
+            self.model.train()
+            self.model.attach(self.model.trainer, self._window)
+
+    def predict(self, source: Source) -> list[Any]:
+        """Return what the model's ``predict_step`` makes of every batch, in order."""
+        outputs: list[Any] = []
+
+        def keep(batch: Any, step: int) -> None:
+            outputs.append(self.model.predict_step(batch, step))
+
+        prepare = self._preparation("testing_batch", Plugin.process_testing_batch)
+        with self._evaluating(derive(self._seed, "predict")):
+            for _ in evaluate(source, prepare, keep, self._evaluated, TestBatchStarted, TestBatchEnded):
+                pass
+        return outputs
 
     def evaluated(self, prefix: str) -> dict[str, float]:
         """Return the values of the evaluation that just ended."""
@@ -181,16 +232,16 @@ class Run:
     def judge(self) -> Verdict:
         """Return what the validation came to."""
         values = self.evaluated("valid")
-        self._model.note_validation(values)
-        improved = self._model.have_metrics_improved()
-        return Verdict(improved, improved and self._model.monitor is not None, values)
+        self.model.note_validation(values)
+        improved = self.model.have_metrics_improved()
+        return Verdict(improved, improved and self.model.monitor is not None, values)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def save(self, state: TrainingState, *, is_best: bool, is_final: bool) -> None:
         """Write a checkpoint of a committed state, unless the model declines or it is there already."""
         self._window.fold()
-        if self._folder is None or (is_final and state == self._saved) or not self._model.should_save_checkpoint():
+        if self._folder is None or (is_final and state == self._saved) or not self.model.should_save_checkpoint():
             return
         if is_best:
             self.best = self._checkpoint_name(self._folder, state)
@@ -204,28 +255,43 @@ class Run:
         return folder.save(state, self.snapshot(state), name=name, protect=kept)
 
     def _checkpoint_name(self, folder: CheckpointFolder, state: TrainingState) -> str:
-        return self._model.append_metadata_to_chkpt_name(folder.name_for(state))
+        return self.model.append_metadata_to_chkpt_name(folder.name_for(state))
 
     def snapshot(self, state: TrainingState) -> dict[str, Any]:
         """Return everything that a resumed run needs, as one tree."""
         return {
             "state": state,
-            "model": self._model.state_dict(),
+            "model": self.model.state_dict(),
+            "attributes": self.model.changed_attributes(),
+            "validated": self.model.validated,
             "plugins": {plugin.plug_id: plugin.state_dict() for plugin in self._plugins},
+            "plugin_attributes": self._plugin_attributes.changed(),
+            "datamodule": {} if self._datamodule is None else self._datamodule.state_dict(),
             # One entry for each rank: every process goes on with its own streams.
             "randomness": {str(self._parts.world.rank): self._parts.randomness.capture()},
             "window": self._window.state_dict(),
             "facts": self._facts,
             "setting": self._setting,
+            "stop_asked": self._stop_answer,
             "best": self.best,
         }
 
     def restore(self, tree: Mapping[str, Any]) -> TrainingState:
-        """Continue from what :meth:`snapshot` returned; the random streams last, so that nothing moves them."""
-        self._model.load_state_dict(tree["model"])
-        for plugin in self._plugins:
-            if plugin.plug_id in tree["plugins"]:
-                plugin.load_state_dict(tree["plugins"][plugin.plug_id])
+        """Continue from what :meth:`snapshot` returned; the random streams last, so that nothing moves them.
+
+        Raises:
+            CheckpointMismatchError: it is of another model.
+        """
+        self.model.load_state_dict(tree["model"])
+        self.model.put_attributes(tree["attributes"])
+        self.model.validated = dict(tree["validated"])
+        plugins = {plugin.plug_id: plugin for plugin in self._plugins}
+        if lost := sorted(set(tree["plugins"]) - set(plugins)):
+            _log.warning("the checkpoint has the state of plugins that are not registered now: %s", ", ".join(lost))
+        put_attributes(plugins, tree["plugin_attributes"], self.model.put_value, strict=False)
+        for plug_id, plugin in plugins.items():
+            if plug_id in tree["plugins"]:
+                plugin.load_state_dict(tree["plugins"][plug_id])
         self._window.load_state_dict(tree["window"])
         self.best = tree["best"]
         self._parts.randomness.restore(tree["randomness"][str(self._parts.world.rank)])

@@ -56,9 +56,7 @@ def branches(children):
     return (
         st.tuples(st.just("dict"), st.dictionaries(st.text(max_size=3), children, max_size=3))
         | st.tuples(st.sampled_from(["list", "tuple"]), st.lists(children, max_size=3))
-        | st.tuples(
-            st.sampled_from(["named", "attrs", "dataclass"]), st.lists(children, min_size=2, max_size=2)
-        )
+        | st.tuples(st.sampled_from(["named", "attrs", "dataclass"]), st.lists(children, min_size=2, max_size=2))
     )
 
 
@@ -271,6 +269,11 @@ def test_shapes_that_only_add_up_are_refused():
     # Four and two rows have the size of three and three.
     with pytest.raises(CollateError, match="shape"):
         collate([np.zeros((3, 2)), np.zeros((4, 2)), np.zeros((2, 2))])
+
+
+def test_a_list_is_no_array_even_if_its_numbers_would_fit():
+    with pytest.raises(CollateError, match="record 1 of the batch is list of length 2; expected ndarray"):
+        collate([np.array([1, 2]), [1, 2]])
 
 
 def test_datetimes_of_two_units_are_refused():

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parhelion.data import DataLoaderParams, DatasetSplit, Loader, create_loader
+from parhelion.data import COLLATE_FN_REGISTRY, DataLoaderParams, DatasetSplit, Loader, create_loader
 from parhelion.errors import InvalidTypeError, InvalidValueError
-from parhelion.sampling import Position, ResumableRandomSampler, Shard
+from parhelion.sampling import Position, ResumableRandomSampler, ResumableSequentialSampler, Shard, Tail
 from parhelion.seeds import sample_rng
 
 SIZE = 23
@@ -94,6 +94,14 @@ def test_the_length_is_that_of_a_whole_epoch():
     assert len(loader) == 2
 
 
+def test_a_rank_for_which_the_last_batch_has_no_record_ends_before_it():
+    sampler = ResumableSequentialSampler(range(9), 4)
+    sampler.reshard(Shard(4, 1, 2, Tail.MASK))
+    loader = Loader(range(9), sampler, split=DatasetSplit.VALID)
+    assert [batch.tolist() for batch in loader] == [[4, 5, 6, 7]]
+    assert len(loader) == 1
+
+
 def test_a_loader_says_what_it_was_made_of():
     loader, sampler = make(collate_fn=len)
     assert (loader.sampler, loader.batch_size, loader.collate_fn) == (sampler, 4, len)
@@ -120,11 +128,19 @@ def test_the_split_is_part_of_the_key():
 
 
 def test_a_registered_collate_function_can_be_named():
-    named, _ = create_loader(
-        Noisy(), DatasetSplit.TRAIN, DataLoaderParams(batch_size=SIZE, collate_fn="default")
-    )
+    named, _ = create_loader(Noisy(), DatasetSplit.TRAIN, DataLoaderParams(batch_size=SIZE, collate_fn="default"))
     plain, _ = create_loader(Noisy(), DatasetSplit.TRAIN, DataLoaderParams(batch_size=SIZE))
     assert next(iter(named))["own"].tolist() == next(iter(plain))["own"].tolist()
+
+
+def test_a_registered_collate_class_is_constructed():
+    @COLLATE_FN_REGISTRY.register
+    class Count:
+        def __call__(self, records):
+            return len(records)
+
+    loader, _ = create_loader(Noisy(), DatasetSplit.TRAIN, DataLoaderParams(batch_size=20, collate_fn="Count"))
+    assert list(loader) == [20, 3]
 
 
 def test_what_is_no_collate_function_is_refused():
@@ -133,9 +149,7 @@ def test_what_is_no_collate_function_is_refused():
 
 
 def test_an_unknown_option_is_refused_with_a_near_match():
-    with pytest.raises(
-        InvalidValueError, match=r"option of the loader is 'global_rgn'.* Did you mean 'global_rng'"
-    ):
+    with pytest.raises(InvalidValueError, match=r"option of the loader is 'global_rgn'.* Did you mean 'global_rng'"):
         create_loader(Noisy(), DatasetSplit.TRAIN, DataLoaderParams(options={"global_rgn": "off"}))
 
 

@@ -65,9 +65,7 @@ def test_create_dataset_takes_a_table():
     assert Squares()._create_dataset(range(3), {"batch_size": 4}).params == DataLoaderParams(batch_size=4)
     with pytest.raises(InvalidValueError, match="Did you mean 'batch_size'"):
         Squares()._create_dataset(range(3), {"batch_sise": 4})
-    with pytest.raises(
-        InvalidTypeError, match="params of a dataset is 4; expected DataLoaderParams or a table"
-    ):
+    with pytest.raises(InvalidTypeError, match="params of a dataset is 4; expected DataLoaderParams or a table"):
         Squares()._create_dataset(range(3), 4)
 
 
@@ -89,12 +87,7 @@ def test_with_a_trainer_the_loaders_are_the_trainers():
     module.trainer = trainer
     module.setup()
     module._test_dataset = module._create_dataset(range(3), {})
-    assert (
-        module.train_dataloader()
-        == module.valid_dataloader()
-        == module.test_dataloader()
-        == ("loader", "sampler")
-    )
+    assert module.train_dataloader() == module.valid_dataloader() == module.test_dataloader() == ("loader", "sampler")
     assert [(data, split) for data, split, _ in trainer.asked] == [
         (range(10), DatasetSplit.TRAIN),
         (range(5), DatasetSplit.VALID),

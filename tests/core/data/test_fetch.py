@@ -41,9 +41,7 @@ class Batches:
 
     def __getitems__(self, indices):
         assert indices.dtype == np.int64
-        return self.change(
-            {"x": indices * 2, "own": np.array([sample_rng(k).random() for k in range(len(indices))])}
-        )
+        return self.change({"x": indices * 2, "own": np.array([sample_rng(k).random() for k in range(len(indices))])})
 
 
 class Fails(Draws):
@@ -171,9 +169,7 @@ def test_a_collate_function_draws_from_keyed_streams_of_its_own():
 
 
 def test_a_collate_function_must_name_the_record_that_it_draws_for():
-    with pytest.raises(
-        SampleScopeError, match=r"sample_rng\(\) was called without k inside .* a collate function"
-    ):
+    with pytest.raises(SampleScopeError, match=r"sample_rng\(\) was called without k inside .* a collate function"):
         fetch(collate_fn=lambda records: sample_rng())(request(5))
 
 
@@ -256,9 +252,7 @@ def test_a_ready_batch_with_the_wrong_number_of_rows_is_an_error(change, found):
 
 
 def test_a_dataset_that_cannot_be_indexed_is_refused():
-    with pytest.raises(
-        InvalidTypeError, match="dataset is set, which has neither __getitem__ nor __getitems__"
-    ):
+    with pytest.raises(InvalidTypeError, match="dataset is set, which has neither __getitem__ nor __getitems__"):
         fetch({1, 2})
 
 
@@ -268,9 +262,7 @@ def test_an_unknown_global_rng_is_refused():
 
 
 def test_global_streams_cannot_be_keyed_per_sample_where_records_are_fetched_together():
-    with pytest.raises(
-        InvalidValueError, match=r"global_rng is 'sample' and Together fetches .* sample_rng\(k\)"
-    ):
+    with pytest.raises(InvalidValueError, match=r"global_rng is 'sample' and Together fetches .* sample_rng\(k\)"):
         fetch(Together(), global_rng="sample")
 
 

@@ -64,9 +64,7 @@ def test_a_collate_class_is_constructed_with_the_arguments():
 
 @pytest.mark.parametrize(("args", "kwargs"), [((), {"gap": 1}), (("a", "b"), {}), ((), {"records": []})])
 def test_arguments_that_leave_no_room_for_the_records_are_refused_when_they_are_bound(args, kwargs):
-    with pytest.raises(
-        InvalidTypeError, match=r"arguments of collate function 'join' are .* no way to call it"
-    ):
+    with pytest.raises(InvalidTypeError, match=r"arguments of collate function 'join' are .* no way to call it"):
         create_collate_fn("join", *args, **kwargs)
 
 
@@ -129,9 +127,7 @@ def test_a_copy_of_the_params_has_options_of_its_own():
 
 
 def test_an_unknown_param_is_refused_with_a_near_match():
-    with pytest.raises(
-        InvalidValueError, match=r"data loader parameter is 'batchsize'.* Did you mean 'batch_size'"
-    ):
+    with pytest.raises(InvalidValueError, match=r"data loader parameter is 'batchsize'.* Did you mean 'batch_size'"):
         DataLoaderParams.from_dict({"batchsize": 4})
 
 

@@ -54,9 +54,7 @@ def test_without_is_distributed_rank_and_world_are_not_looked_at():
 @pytest.mark.parametrize(("size", "world"), [(11, 2), (3, 4), (2, 4), (8, 2)])
 def test_evaluation_gives_every_record_once_over_all_ranks(split, size, world):
     ranks = [choose(split, size, rank, world, batch_size=2, is_distributed=True) for rank in range(world)]
-    seen = [
-        index for sampler in ranks for request in sampler.requests() for index in request.indices.tolist()
-    ]
+    seen = [index for sampler in ranks for request in sampler.requests() for index in request.indices.tolist()]
     assert sorted(seen) == list(range(size))
 
 
@@ -76,14 +74,8 @@ def test_drop_last_drops_the_incomplete_batch_on_any_single_rank_split():
 
 @pytest.mark.parametrize("own", [False, True])
 def test_evaluation_on_several_ranks_refuses_to_drop_records(own):
-    given = (
-        ResumableDistributedSampler(range(11), 2, 0, shuffle=False, drop_last=True, batch_size=2)
-        if own
-        else None
-    )
-    with pytest.raises(
-        InvalidValueError, match="drop_last is True for the valid split on 2 ranks; expected False"
-    ):
+    given = ResumableDistributedSampler(range(11), 2, 0, shuffle=False, drop_last=True, batch_size=2) if own else None
+    with pytest.raises(InvalidValueError, match="drop_last is True for the valid split on 2 ranks; expected False"):
         choose(VALID, 11, 0, 2, batch_size=2, is_distributed=True, drop_last=not own, sampler=given)
 
 
@@ -135,9 +127,7 @@ def test_an_unknown_sampler_name_is_refused():
 
 @pytest.mark.parametrize("given", [range(3), [0, 1], object()])
 def test_a_sampler_that_is_not_resumable_is_refused(given):
-    with pytest.raises(
-        InvalidTypeError, match=f"sampler is a {type(given).__name__}; expected one derived from"
-    ):
+    with pytest.raises(InvalidTypeError, match=f"sampler is a {type(given).__name__}; expected one derived from"):
         choose(sampler=given)
 
 
@@ -182,7 +172,5 @@ def test_numbers_that_cannot_work_are_refused(params, error, message):
 
 
 def test_a_rank_without_records_in_the_tail_counts_one_batch_less():
-    counts = [
-        count_batches(choose(VALID, 9, rank, 2, batch_size=4, is_distributed=True)) for rank in range(2)
-    ]
+    counts = [count_batches(choose(VALID, 9, rank, 2, batch_size=4, is_distributed=True)) for rank in range(2)]
     assert counts == [2, 1]

@@ -88,9 +88,7 @@ def test_stopped_again_and_again_a_run_still_gives_every_later_epoch(kind, size,
 
 @given(kind=kinds, size=st.integers(1, 80), changes=st.lists(shapes, min_size=2, max_size=6), data=st.data())
 @settings(deadline=None)
-def test_other_ranks_and_batch_sizes_after_each_stop_deliver_each_record_once_in_order(
-    kind, size, changes, data
-):
+def test_other_ranks_and_batch_sizes_after_each_stop_deliver_each_record_once_in_order(kind, size, changes, data):
     whole, _ = Run(kind, size).stop_after(10**6)
     given, position = [], Position()
     for shape in changes:

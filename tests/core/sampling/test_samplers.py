@@ -129,17 +129,13 @@ def test_a_distributed_sampler_has_the_attributes_of_torch_s():
     assert sampler.dataset is dataset
 
 
-@given(
-    size=st.integers(1, 200), world=st.integers(1, 9), batch_size=st.integers(1, 9), drop_last=st.booleans()
-)
+@given(size=st.integers(1, 200), world=st.integers(1, 9), batch_size=st.integers(1, 9), drop_last=st.booleans())
 @settings(deadline=None)
 def test_the_length_of_a_distributed_sampler_is_torch_s(size, world, batch_size, drop_last):
     counted = size - world if drop_last and size % world else size
     expected = -(-counted // world)
     for rank in range(world):
-        sampler = ResumableDistributedSampler(
-            Records(size), world, rank, drop_last=drop_last, batch_size=batch_size
-        )
+        sampler = ResumableDistributedSampler(Records(size), world, rank, drop_last=drop_last, batch_size=batch_size)
         assert len(sampler) == sampler.num_samples == len(list(sampler)) == max(0, expected)
 
 

@@ -79,9 +79,7 @@ def test_a_sampler_that_repeats_records_passes():
             return len(self.data_source) + 3
 
         def indices(self, epoch, start, stop):
-            return np.array(
-                [derive(self.key, epoch, k) % len(self.data_source) for k in range(start, stop)], np.int64
-            )
+            return np.array([derive(self.key, epoch, k) % len(self.data_source) for k in range(start, stop)], np.int64)
 
     check_sampler_resumes(made_by(Weighted), max_examples=30)
 
@@ -225,9 +223,7 @@ def test_a_sampler_that_ignores_its_rank_is_refused():
     def make_sampler(size, seed, batch_size, rank, world):
         return ResumableRandomSampler(range(size), seed, batch_size)
 
-    with pytest.raises(
-        InvalidValueError, match=r"returned a sampler with Shard\(.* or check with max_world=1"
-    ):
+    with pytest.raises(InvalidValueError, match=r"returned a sampler with Shard\(.* or check with max_world=1"):
         check_sampler_resumes(make_sampler)
     check_sampler_resumes(make_sampler, max_world=1)
 
@@ -296,9 +292,7 @@ def test_a_loader_s_random_numbers_are_compared_bit_by_bit():
 
 @pytest.mark.parametrize("broken", [LeakyStart, NextEpoch, SkipsSamples, Drawing])
 def test_a_loader_with_a_broken_sampler_fails(broken):
-    with pytest.raises(
-        ResumeError, match=r"^stopped after batch \d of epoch \d .*: batch.*should be .* and is "
-    ):
+    with pytest.raises(ResumeError, match=r"^stopped after batch \d of epoch \d .*: batch.*should be .* and is "):
         check_loader_resumes(loading(broken))
 
 
@@ -394,9 +388,7 @@ def test_a_case_is_a_run_with_stops(case, same):
 
 def run_python(code):
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=paths
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=paths)
 
 
 def test_without_hypothesis_the_error_says_what_to_install():
@@ -405,7 +397,5 @@ def test_without_hypothesis_the_error_says_what_to_install():
 
 
 def test_importing_the_package_loads_neither_hypothesis_nor_the_checks():
-    code = (
-        "import sys, parhelion; print([m for m in ('hypothesis', 'parhelion.testing') if m in sys.modules])"
-    )
+    code = "import sys, parhelion; print([m for m in ('hypothesis', 'parhelion.testing') if m in sys.modules])"
     assert run_python(code).stdout.strip() == "[]"

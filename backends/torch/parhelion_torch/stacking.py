@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -14,9 +15,6 @@ from torch.utils.data import get_worker_info
 
 from parhelion.data import collate as collate_records
 from parhelion.data import stack_arrays
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["collate", "to_tensors"]
 
