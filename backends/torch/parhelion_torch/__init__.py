@@ -5,7 +5,7 @@ from parhelion.sampling import ResumableSamplerType as ResumableSamplerType
 from .arrays import Arrays as Arrays
 from .data import collate as collate
 from .data import create_dataloader as create_dataloader
-from .model import LossModel as LossModel
+from .loss_model import LossModel as LossModel
 from .model import Model as Model
 from .plugins import CUDAPlugin as CUDAPlugin
 from .registries import LOSS_REGISTRY as LOSS_REGISTRY

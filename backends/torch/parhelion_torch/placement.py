@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import attrs
@@ -11,52 +13,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parhelion.errors import InvalidTypeError
+
 __all__ = ["Placement", "move"]
+
+_SCALAR = "expected a number or a tensor with one. Reduce it, as with .mean()."
+_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
+_TENSOR_DTYPES = frozenset(map(np.dtype, _NAMES.split()))  # of strings, objects and dates there are no tensors
 
 
 def move(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor and numeric NumPy array in it as a tensor on ``device``.
 
-    Dictionaries, lists, tuples, named tuples, attrs and dataclass records are rebuilt around what moved; anything else
-    with a ``to`` method (a packed sequence, a token encoding) moves itself; the rest stays as it is. Copies from pinned
-    memory do not block.
+    What has a ``to`` method (a packed sequence, a token encoding) moves itself. Dictionaries, lists, tuples, named tuples,
+    attrs and dataclass records are rebuilt around what moved; the rest stays as it is. Copies from pinned memory do not
+    block.
     """
     if isinstance(value, Tensor):
         return value if value.device == device else value.to(device, non_blocking=True)
     if isinstance(value, np.ndarray):
-        array = cast("np.ndarray[Any, Any]", value)
-        # Strings, objects and dates have no tensor.
-        return move(torch.from_numpy(array), device) if array.dtype.kind in "biufc" else array  # pyright: ignore[reportUnknownMemberType]
-    return _rebuilt(value, lambda each: move(each, device), device)
-
-
-def _rebuilt(value: Any, go: Callable[[Any], Any], device: torch.device) -> Any:
-    """Return a container with ``go`` applied to what it holds; any other value as it moves itself."""
-    if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value)
-        return {key: go(each) for key, each in items.items()}
-    if isinstance(value, tuple):
-        items = cast("tuple[Any, ...]", value)
-        parts = [go(each) for each in items]
-        return type(items)(*parts) if hasattr(items, "_fields") else tuple(parts)
-    if isinstance(value, list):
-        return [go(each) for each in cast("list[Any]", value)]
-    kind = cast("type[Any]", type(value))
-    names = getattr(kind, "__dataclass_fields__", None)
-    if names is None and attrs.has(kind):
-        names = [field.name for field in attrs.fields(kind)]
-    if names is not None:
-        return _record(value, {name: go(getattr(value, name)) for name in names})
+        return move(_to_tensor(value), device) if value.dtype.newbyteorder("=") in _TENSOR_DTYPES else value
     to = getattr(value, "to", None)
-    return to(device) if callable(to) else value
+    if callable(to):
+        return to(device)
+    return _rebuilt(value, lambda each: move(each, device))
 
 
-def _record(record: Any, fields: Mapping[str, Any]) -> Any:
-    """Return a record of the same class with other field values, without running its constructor's checks again."""
-    twin: Any = object.__new__(cast("type[Any]", type(record)))
-    for name, value in fields.items():
-        object.__setattr__(twin, name, value)
-    return twin
+def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a tensor that shares the array's memory where torch can."""
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    elif not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType] - torch leaves NumPy untyped
+
+
+def _rebuilt(value: Any, go: Callable[[Any], Any]) -> Any:
+    """Return a container or a record of the same kind with ``go`` applied to what it holds; any other value itself."""
+    if isinstance(value, tuple):
+        parts = map(go, value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, (dict, list)):
+        keys = value if isinstance(value, dict) else range(len(value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        moved: Any = {key: go(value[key]) for key in keys}  # pyright: ignore[reportUnknownVariableType]
+        if type(value) is dict:  # pyright: ignore[reportUnknownArgumentType]
+            return moved
+        twin: Any = copy.copy(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        for key, each in moved.items():
+            twin[key] = each
+        return twin
+    names = _field_names(type(value))
+    if not names:
+        return value
+    record = copy.copy(value)
+    for name in names:
+        # Not the constructor, which would check and convert again; it may be frozen.
+        object.__setattr__(record, name, go(getattr(value, name)))
+    return record
+
+
+def _field_names(kind: type[Any]) -> list[str]:
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return [field.name for field in attrs.fields(kind)] if attrs.has(kind) else []
 
 
 class Placement:
@@ -85,8 +104,21 @@ class Placement:
         return move(batch, self.device)
 
     def hold(self, value: Any) -> Any:
-        """Return a scalar as it can be kept for a while: still on the device, without a graph behind it."""
-        return value.detach() if isinstance(value, Tensor) else value
+        """Return a scalar as it can be kept for a while: still on the device, without a graph behind it.
+
+        Raises:
+            InvalidTypeError: it is no scalar.
+        """
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or value.is_complex():
+                raise InvalidTypeError(f"it is a tensor of {value.dtype} and shape {tuple(value.shape)}; {_SCALAR}")
+            return value.detach()
+        if isinstance(value, (int, float)):
+            return value
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "biuf":
+            raise InvalidTypeError(f"it is {value!r}; {_SCALAR}")
+        return float(array.item())
 
     def to_host(self, values: Sequence[Any]) -> list[float]:
         """Return scalars as Python floats, with one copy per device and dtype."""

@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.errors import CheckpointMismatchError, InvalidTypeError, InvalidValueError
 from parhelion.training import TrainingState
 
 __all__ = ["Scheduled", "as_scheduled", "on_metric", "per_epoch", "per_update"]
@@ -50,6 +50,9 @@ class Scheduled:
                     group["lr"] = rate
             return
         while self.done < count:
+            # torch would warn that no step of the optimizer came before: after a resume it did so in another process, and
+            # in half precision a scaler may have skipped it.
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
             self.schedule.step()
             self.done += 1
 
@@ -71,7 +74,22 @@ class Scheduled:
     def state_dict(self) -> dict[str, Any]:
         """Return how far the schedule is."""
         stateful = hasattr(self.schedule, "state_dict")
-        return {"done": self.done, "state": self.schedule.state_dict() if stateful else None}
+        state = self.schedule.state_dict() if stateful else None
+        return {"kind": type(self.schedule).__name__, "every": self.every, "done": self.done, "state": state}
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of another schedule, or of one that counted something else.
+
+        Raises:
+            CheckpointMismatchError: it is of another one. A function has no state, so another may take its place.
+        """
+        stateful = hasattr(self.schedule, "state_dict") or state["state"] is not None
+        here, there = f"{type(self.schedule).__name__} per {self.every}", f"{state['kind']} per {state['every']}"
+        if stateful and here != there:
+            raise CheckpointMismatchError(
+                f"a schedule is {here} here and {there} in the checkpoint; expected the same. Build the model as it was "
+                "when it was saved."
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
@@ -119,11 +137,21 @@ def _one(given: Any, optimizer: Optimizer, monitor: str | None) -> Scheduled:
         scheduled = on_metric(given, monitor)
     scheduled = per_update(given) if scheduled is None else scheduled
     schedule: Callable[[int], float] | LRScheduler = scheduled.schedule
+    if (scheduled.every == "metric") != isinstance(schedule, ReduceLROnPlateau):
+        raise InvalidTypeError(
+            f"a schedule per {scheduled.every} is {schedule!r}; expected a ReduceLROnPlateau on a metric, and nothing else "
+            "there. Use on_metric for it, per_update or per_epoch for others."
+        )
     if isinstance(schedule, LRScheduler):
         if schedule.optimizer is not optimizer:
             raise InvalidValueError("a scheduler in schedules is of another optimizer; expected self.optimizer.")
     elif not callable(schedule):
         raise InvalidTypeError(
             f"schedules has {schedule!r}; expected a function from a count to a learning rate, or a scheduler of torch."
+        )
+    elif len(rates := {float(group["lr"]) for group in optimizer.param_groups}) > 1:
+        raise InvalidValueError(
+            f"schedules has {schedule!r}, which sets one learning rate, and the optimizer's groups have {sorted(rates)}; "
+            "expected the same. Use torch's LambdaLR, which multiplies each group's own."
         )
     return scheduled

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from parhelion.errors import CheckpointMismatchError
 
-__all__ = ["is_torchmetric", "load_part", "part_state"]
+__all__ = [
+    "check_part",
+    "check_weights",
+    "give_part",
+    "give_weights",
+    "has_weights",
+    "is_own_part",
+    "plain_module",
+    "take_part",
+    "take_weights",
+    "walk",
+]
+
+T = TypeVar("T")
+_AS_IT_WAS = "Build the model as it was when it was saved."
+_SHOWN = 5  # differences in a message
+
+
+def is_own_part(part: Any) -> bool:
+    """Return whether :func:`take_part` knows how to take the state of a part."""
+    return isinstance(part, torch.Generator) or hasattr(part, "state_dict")
 
 
 def is_torchmetric(part: Any) -> bool:
@@ -14,39 +39,197 @@ def is_torchmetric(part: Any) -> bool:
     return hasattr(part, "persistent") and hasattr(part, "_update_count")
 
 
-def part_state(part: Any) -> Any:
-    """Return the state of an optimizer, a metric or the like.
+def walk(place: str, value: Any, kind: type[T]) -> Iterator[tuple[str, T]]:
+    """Yield what is of ``kind`` in ``value``, itself or what lists, tuples and dictionaries hold, each with its place."""
+    if isinstance(value, kind):
+        yield place, value
+        return
+    inside: Any = {}
+    if isinstance(value, Mapping):
+        inside = value  # pyright: ignore[reportUnknownVariableType]
+    elif isinstance(value, (list, tuple)):
+        inside = dict(enumerate(value))  # pyright: ignore[reportUnknownArgumentType]
+    for key, each in inside.items():
+        yield from walk(f"{place}.{key}", each, kind)
 
-    torchmetrics leaves a metric's accumulators out of its state unless asked, and the number of updates always.
+
+def plain_module(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` was given, whose weights have the names that they have without it."""
+    return getattr(module, "_orig_mod", module)
+
+
+# -- modules and raw parameters: what has weights ---------------------------------------------------------------------
+
+
+def has_weights(part: Any) -> bool:
+    """Return whether a part is a module, other than a metric, or a parameter."""
+    return isinstance(part, (nn.Module, nn.Parameter)) and not is_torchmetric(part)
+
+
+def take_weights(part: nn.Module | nn.Parameter) -> Any:
+    """Return the whole state of a module, or a parameter itself.
+
+    A metric of torchmetrics inside a module leaves its accumulators out of the state unless told to keep them.
     """
-    if not is_torchmetric(part):
-        return part.state_dict()
-    part.persistent(mode=True)
-    return {"state": part.state_dict(), "updates": part._update_count}  # noqa: SLF001 - it has no other door
+    if isinstance(part, nn.Parameter):
+        return part
+    module = plain_module(part)
+    _keep_accumulators(module)
+    return module.state_dict()
 
 
-def load_part(what: str, part: Any, state: Any) -> None:
-    """Give a part the state that :func:`part_state` took.
+def check_weights(where: str, part: nn.Module | nn.Parameter, state: Any, *, dtypes: bool = True) -> None:
+    """Refuse a state of another module or parameter.
+
+    Args:
+        where: what the message calls the part.
+        part: the module or parameter.
+        state: what :func:`take_weights` returned.
+        dtypes: whether the element types must agree too.
 
     Raises:
-        CheckpointMismatchError: the state is not of such a part.
+        CheckpointMismatchError: names, shapes or dtypes differ; lists all that do.
+    """
+    there: Any = {"it": state} if isinstance(state, Tensor) else state
+    here: Any = {"it": part} if isinstance(part, nn.Parameter) else take_weights(part)
+    if not isinstance(there, Mapping):
+        raise CheckpointMismatchError(f"the checkpoint's {where} has no weights. {_AS_IT_WAS}")
+    mine, theirs = _tensors(here), _tensors(there)  # pyright: ignore[reportUnknownArgumentType]
+    # How much a metric has seen is part of its shapes.
+    names = [*mine, *(name for name in theirs if name not in mine)]
+    metrics = () if isinstance(part, nn.Parameter) else tuple(_metric_prefixes(plain_module(part)))
+    found = (_difference(name, mine, theirs, dtypes=dtypes) for name in names if not name.startswith(metrics))
+    differences = [each for each in found if each is not None]
+    if differences:
+        shown = "; ".join(differences[:_SHOWN])
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise CheckpointMismatchError(f"the checkpoint's {where} is of another model: {shown}{more}. {_AS_IT_WAS}")
+
+
+def give_weights(where: str, part: nn.Module | nn.Parameter, state: Any) -> None:
+    """Give a module or a parameter back what :func:`take_weights` returned.
+
+    Raises:
+        CheckpointMismatchError: it cannot take it.
+    """
+    if isinstance(part, nn.Parameter):
+        with torch.no_grad():
+            part.copy_(state)
+        return
+    module = plain_module(part)
+    _keep_accumulators(module)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointMismatchError(f"the checkpoint's {where} does not fit: {error}. {_AS_IT_WAS}") from error
+
+
+def _keep_accumulators(module: nn.Module) -> None:
+    for each in module.modules():
+        if is_torchmetric(each):
+            each.persistent(mode=True)  # type: ignore[operator]  # pyright: ignore[reportCallIssue]
+
+
+def _metric_prefixes(module: nn.Module) -> Iterator[str]:
+    for name, each in module.named_modules():
+        if is_torchmetric(each):
+            yield f"{name}." if name else ""
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _difference(name: str, here: Mapping[str, Tensor], there: Mapping[str, Tensor], *, dtypes: bool) -> str | None:
+    if name not in there:
+        return f"{name} is missing in the checkpoint"
+    if name not in here:
+        return f"{name} is only in the checkpoint"
+    if is_lazy(here[name]):  # it has a shape once it has seen a batch, or has been loaded
+        return None
+    mine, theirs = _kind(here[name], dtypes=dtypes), _kind(there[name], dtypes=dtypes)
+    return None if mine == theirs else f"{name} is {mine} here and {theirs} there"
+
+
+def _kind(tensor: Tensor, *, dtypes: bool) -> str:
+    shape = str(tuple(tensor.shape))
+    return f"{shape} of {str(tensor.dtype).removeprefix('torch.')}" if dtypes else shape
+
+
+# -- optimizers, schedulers, scalers, metrics -------------------------------------------------------------------------
+
+
+def take_part(part: Any) -> Any:
+    """Return the whole state of an optimizer, a scheduler, a scaler, a metric or a generator, with its kind."""
+    if part is None:
+        return None
+    if isinstance(part, torch.Generator):
+        state: Any = part.get_state()
+    elif is_torchmetric(part):
+        state = {"state": take_weights(part), "updates": part._update_count}  # noqa: SLF001 - it has no other door
+    else:
+        state = part.state_dict()
+    return {"kind": type(part).__name__, "state": state}
+
+
+def check_part(where: str, part: Any, state: Any) -> None:
+    """Refuse a state that :func:`take_part` took from another kind of part.
+
+    Raises:
+        CheckpointMismatchError: there is a part here and none there or the other way round, or it is of another kind, or an
+            optimizer has other parameters.
     """
     if (part is None) != (state is None):
         here, there = ("none", "one") if part is None else ("one", "none")
-        raise CheckpointMismatchError(
-            f"the model has {here} and the checkpoint {there}: {what}. Build the model as it was when it was saved."
-        )
+        raise CheckpointMismatchError(f"the model has {here} and the checkpoint {there}: {where}. {_AS_IT_WAS}")
+    if part is None:
+        return
+    kind = type(part).__name__
+    if not isinstance(state, Mapping) or set(state) != {"kind", "state"} or state["kind"] != kind:
+        saved = state["kind"] if isinstance(state, Mapping) and "kind" in state else type(state).__name__
+        raise CheckpointMismatchError(f"{where} is of {kind} here and of {saved} in the checkpoint. {_AS_IT_WAS}")
+    if isinstance(part, torch.optim.Optimizer):
+        _check_optimizer(where, part, state["state"])
+
+
+def give_part(where: str, part: Any, state: Any) -> None:
+    """Give a part the state that :func:`take_part` took.
+
+    Raises:
+        CheckpointMismatchError: the part cannot take it.
+    """
     if part is None:
         return
     try:
-        if is_torchmetric(part):
-            part.persistent(mode=True)
-            part.load_state_dict(state["state"])
-            part._update_count = state["updates"]  # noqa: SLF001 - it has no other door
+        if isinstance(part, torch.Generator):
+            part.set_state(state["state"])
+        elif is_torchmetric(part):
+            give_weights(where, part, state["state"]["state"])
+            part._update_count = state["state"]["updates"]  # noqa: SLF001 - it has no other door
         else:
-            part.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+            part.load_state_dict(state["state"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointMismatchError(
-            f"the checkpoint's {what} does not fit {type(part).__name__}: {error}. "
-            "Build the model as it was when it was saved."
+            f"the checkpoint's {where} does not fit {type(part).__name__}: {error}. {_AS_IT_WAS}"
         ) from error
+    if isinstance(part, torch.optim.Optimizer):
+        _keep_dtypes(part, state["state"])
+
+
+def _check_optimizer(where: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    there = [len(group["params"]) for group in state["param_groups"]]
+    if here != there:
+        raise CheckpointMismatchError(
+            f"the parameters of {where} are {here} by group here and {there} in the checkpoint. {_AS_IT_WAS}"
+        )
+
+
+def _keep_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Give state back in the dtype that it was saved in: torch casts all of it to the parameter's, which loses bits."""
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], saved["params"], strict=True):
+            present = optimizer.state.get(parameter, {})
+            for name, value in state["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and isinstance(present[name], Tensor) and present[name].dtype != value.dtype:
+                    present[name] = value.to(present[name].device, copy=True)

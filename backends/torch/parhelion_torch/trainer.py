@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from parhelion.errors import InvalidValueError
+from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.training import BackendParts, TrainerOptions, TrainingUnit
 from parhelion.training import Trainer as CoreTrainer
 
@@ -118,6 +119,10 @@ class Trainer(CoreTrainer):
             dry_run=dry_run,
             nan_guard=nan_guard,
         )
+        flags = {"enable_cudnn_benchmark": enable_cudnn_benchmark, "enable_deterministic": enable_deterministic}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+                raise InvalidTypeError(f"{name} is {flag!r}; expected True or False.")
         if enable_deterministic and enable_cudnn_benchmark:
             raise InvalidValueError(
                 "enable_deterministic and enable_cudnn_benchmark are both True; expected one at most, since the "
@@ -126,19 +131,24 @@ class Trainer(CoreTrainer):
         world = discover_world()
         gpu_ids = _choose_gpus(use_cpu, gpus)
         device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
-        super().__init__(
-            options, _parts(device, gpu_ids, world, lambda: _switches(enable_deterministic, enable_cudnn_benchmark))
-        )
+        switches = partial(_switches, device, deterministic=enable_deterministic, benchmark=enable_cudnn_benchmark)
+        super().__init__(options, _parts(device, gpu_ids, world, switches))
 
 
 def _choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
     """Return the ids of the GPUs to train on; none for the CPU."""
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if use_cpu and gpus:
-        raise InvalidValueError(f"use_cpu is True and gpus is {gpus}; expected one of them. Leave out use_cpu.")
+    if use_cpu not in (None, True, False):
+        raise InvalidTypeError(f"use_cpu is {use_cpu!r}; expected True, False or None.")
     if gpus is None:
         return [0] if visible and not use_cpu else []
-    if not gpus and not use_cpu:
+    if not isinstance(gpus, (list, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+        raise InvalidTypeError(f"gpus is {gpus!r}; expected a list of ids, such as [0], or None.")
+    if use_cpu:
+        if gpus:
+            raise InvalidValueError(f"use_cpu is True and gpus is {gpus}; expected one of them. Leave out use_cpu.")
+        return []
+    if not gpus:
         raise InvalidValueError("gpus is []; expected ids of GPUs, or use_cpu=True for the CPU.")
     unknown = [gpu for gpu in gpus if isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < visible]  # pyright: ignore[reportUnnecessaryIsInstance]
     if unknown:
@@ -149,7 +159,9 @@ def _choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
     return list(gpus)
 
 
-def _parts(device: torch.device, gpu_ids: list[int], world: World, switches: Any) -> BackendParts:
+def _parts(
+    device: torch.device, gpu_ids: list[int], world: World, switches: Callable[[], AbstractContextManager[None]]
+) -> BackendParts:
     """Return torch's parts of the core's trainer."""
 
     def describe() -> Mapping[str, str]:
@@ -171,8 +183,8 @@ def _parts(device: torch.device, gpu_ids: list[int], world: World, switches: Any
 
 
 @contextmanager
-def _switches(deterministic: bool, benchmark: bool) -> Generator[None]:
-    """Set torch's global flags for the time of a run."""
+def _switches(device: torch.device, *, deterministic: bool, benchmark: bool) -> Generator[None]:
+    """Set torch's global flags and its current device for the time of a run."""
     cudnn = torch.backends.cudnn
     former = (
         torch.are_deterministic_algorithms_enabled(),
@@ -187,7 +199,9 @@ def _switches(deterministic: bool, benchmark: bool) -> Generator[None]:
         cudnn.deterministic = True
     cudnn.benchmark = benchmark
     try:
-        yield
+        # User code that says "cuda" means this rank's device.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
     finally:
         torch.use_deterministic_algorithms(former[0], warn_only=former[1])
         cudnn.deterministic, cudnn.benchmark = former[2], former[3]

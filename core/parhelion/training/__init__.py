@@ -2,6 +2,8 @@
 
 from . import _metrics as metrics
 from . import _schedules as schedules
+from ._attributes import Attributes as Attributes
+from ._attributes import put_attributes as put_attributes
 from ._events import BatchEnded as BatchEnded
 from ._events import BatchStarted as BatchStarted
 from ._events import EpochEnded as EpochEnded

@@ -11,7 +11,7 @@ from parhelion.errors import CheckpointMismatchError
 
 from ._stateful import SCALARS, entries
 
-__all__ = ["Attributes", "mark_array", "put_attributes"]
+__all__ = ["Attributes", "mark_array", "put_array", "put_attributes"]
 
 
 class Attributes:
@@ -31,23 +31,22 @@ class Attributes:
     def __init__(self, find: Callable[[], Mapping[str, object]], mark: Callable[[Any], Hashable | None]) -> None:
         self._find = find
         self._mark = mark
-        self._marks: dict[str, dict[str, Any]] = {}
         # Marks may hold the identity of an array, which only an array that is kept alive does not pass on.
-        self._before: list[dict[str, Any]] = []
-        for name, owner in find().items():
-            values = _attributes(owner)
-            self._marks[name] = {attribute: self._marked(value)[0] for attribute, value in values.items()}
-            self._before.append(values)
+        self._before = {name: _attributes(owner) for name, owner in find().items()}
+        self._marks = {
+            name: {attribute: self._marked(value)[0] for attribute, value in values.items()}
+            for name, values in self._before.items()
+        }
 
-    def changed(self) -> dict[str, dict[str, Any]]:
-        """Return the attributes that differ from what they were, by object and name."""
-        found: dict[str, dict[str, Any]] = {}
+    def changed(self) -> dict[str, dict[str, tuple[bool, Any]]]:
+        """Return the attributes that differ, by object and name: whether it is the same object still, and the value."""
+        found: dict[str, dict[str, tuple[bool, Any]]] = {}
         for name, owner in self._find().items():
-            before = self._marks.get(name, {})
+            marks, before = self._marks.get(name, {}), self._before.get(name, {})
             for attribute, value in _attributes(owner).items():
                 mark, is_kept = self._marked(value)
-                if is_kept and before.get(attribute) != mark:
-                    found.setdefault(name, {})[attribute] = value
+                if is_kept and marks.get(attribute) != mark:
+                    found.setdefault(name, {})[attribute] = (before.get(attribute) is value, value)
         return found
 
     def _marked(self, value: Any) -> tuple[Any, bool]:
@@ -71,7 +70,7 @@ class Attributes:
 
 def put_attributes(
     objects: Mapping[str, object],
-    state: Mapping[str, Mapping[str, Any]],
+    state: Mapping[str, Mapping[str, tuple[bool, Any]]],
     put: Callable[[Any, Any], Any],
     *,
     strict: bool = True,
@@ -80,8 +79,9 @@ def put_attributes(
 
     Args:
         objects: the objects by name.
-        state: values by object and attribute.
-        put: takes the present value and the saved one; returns what the attribute becomes.
+        state: what is to be put where.
+        put: takes the present value, or None where another took its place, and the saved one; returns what the attribute
+            becomes.
         strict: whether an object must be there for all of it.
 
     Raises:
@@ -95,9 +95,9 @@ def put_attributes(
         )
     for name, values in state.items():
         # Not setattr: a name in a file must not reach a descriptor.
-        attributes = getattr(objects.get(name), "__dict__", None)
-        if attributes is not None:
-            attributes.update({attribute: put(attributes.get(attribute), value) for attribute, value in values.items()})
+        attributes = getattr(objects.get(name), "__dict__", {})
+        for attribute, (is_same, value) in values.items():
+            attributes[attribute] = put(attributes.get(attribute) if is_same else None, value)
 
 
 def mark_array(value: Any) -> Hashable | None:
@@ -106,8 +106,16 @@ def mark_array(value: Any) -> Hashable | None:
         return None
     import xxhash  # noqa: PLC0415 - needed only where an attribute is an array
 
-    array = np.ascontiguousarray(value)
-    return "ndarray", str(array.dtype), array.shape, xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8))
+    content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    return "ndarray", str(value.dtype), value.shape, xxhash.xxh3_128_hexdigest(content)
+
+
+def put_array(present: Any, saved: Any) -> Any:
+    """Return what an attribute becomes: the array that it is, with the saved content, where that is possible."""
+    if isinstance(present, np.ndarray) and isinstance(saved, np.ndarray) and present.shape == saved.shape:
+        present[...] = saved
+        return present
+    return saved
 
 
 def _is_scalar(value: Any) -> bool:

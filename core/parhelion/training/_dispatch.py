@@ -26,7 +26,7 @@ from ._events import (
 )
 from ._model import Model
 
-__all__ = ["HookTable", "hook_table", "overridden"]
+__all__ = ["HookTable", "hook_table", "overridden", "tell"]
 
 HookTable: TypeAlias = dict[type[Event], list[Callable[..., None]]]
 
@@ -64,3 +64,9 @@ def hook_table(plugins: Iterable[Plugin], model: Model) -> HookTable:
         if own := [hook for hook in hooks if hook is not None]:
             table[event] = own
     return table
+
+
+def tell(table: HookTable, event: Event | None) -> None:
+    """Call the hooks of an event, if there is one."""
+    for hook in () if event is None else table.get(type(event), ()):
+        hook(*event)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from parhelion.errors import CheckpointMismatchError, InvalidValueError, ParhelionError
 
-from ._attributes import Attributes, mark_array, put_attributes
+from ._attributes import Attributes, mark_array, put_array, put_attributes
 from ._state import TrainingState
 from ._stateful import (
     gather_state,
@@ -266,6 +266,10 @@ class Model(ABC):
         """Say whether training should end; asked once after every update, and when a run that it ended goes on."""
         return False
 
+    def needs_validation(self) -> bool:
+        """Say whether training goes by values of validations."""
+        return self.monitor is not None
+
     def should_save_checkpoint(self) -> bool:
         """Say whether a checkpoint that is due should be written."""
         return True
@@ -295,7 +299,16 @@ class Model(ABC):
                 "expected the same. Build the model as it was when it was saved."
             )
         for give in (self.check_state, self.give_state):
-            for name, value in parts.items():
+            self.visit_parts(state_dict, give)
+
+    def visit_parts(self, state_dict: Mapping[str, Any], give: Callable[[str, Any, Any], None]) -> None:
+        """Call ``give`` with the place, the part and the state of every part whose attribute has state.
+
+        Raises:
+            CheckpointMismatchError: a list or dictionary has other entries.
+        """
+        for name, value in self.stateful_parts().items():
+            if name in state_dict:
                 scatter_state(name, value, state_dict[name], self.is_stateful_part, give)
 
     def stateful_parts(self) -> dict[str, Any]:
@@ -328,7 +341,7 @@ class Model(ABC):
 
     def watch_attributes(self) -> None:
         """From now on, know which attributes change; the trainer calls this once everything is set up."""
-        self._attributes = Attributes(self.attribute_owners, self.mark_value)
+        self._attributes = Attributes(lambda: {"": self}, self.mark_value)
 
     def changed_attributes(self) -> dict[str, Any]:
         """Return the attributes that the run has changed, for the checkpoint."""
@@ -338,21 +351,17 @@ class Model(ABC):
         """Put back what :meth:`changed_attributes` returned.
 
         Raises:
-            CheckpointMismatchError: one belongs to an object that this model has not.
+            CheckpointMismatchError: one belongs to an object that this model has not, and ``fast_init`` is False.
         """
-        put_attributes(self.attribute_owners(), state, self.put_value, strict=not fast_init)
-
-    def attribute_owners(self) -> Mapping[str, object]:
-        """Return the objects whose attributes belong to the run, each by a name: the model, and what a backend adds."""
-        return {"": self}
+        put_attributes({"": self}, state, self.put_value, strict=not fast_init)
 
     def mark_value(self, value: Any) -> Hashable | None:
         """Return what tells one content of an array from another; None for what is no array to be kept."""
         return mark_array(value)
 
     def put_value(self, present: Any, saved: Any) -> Any:
-        """Return what an attribute becomes, given what it is and what it was."""
-        return saved
+        """Return what an attribute becomes, given what it is (None if it had been replaced) and what it was."""
+        return put_array(present, saved)
 
     def load_weights(self, state_dict: dict[str, Any]) -> None:
         """Take only the weights out of what :meth:`state_dict` returned, for a run that begins with them.

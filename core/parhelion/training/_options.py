@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
 import attrs
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
@@ -14,8 +16,24 @@ from ._state import TrainingUnit
 __all__ = ["TrainerOptions"]
 
 
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
+def _folder(name: str) -> Any:
+    """Return the field of an optional folder."""
+
+    def convert(value: str | Path | None) -> Path | None:
+        if value is None or isinstance(value, (str, Path)):
+            return None if value is None else Path(value)
+        raise InvalidTypeError(f"{name} is {value!r}; expected the path of a folder, or None.")
+
+    return attrs.field(default=None, converter=convert)
+
+
+def _check_flag(_: Any, attribute: attrs.Attribute[bool], value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidTypeError(f"{attribute.name} is {value!r}; expected True or False.")
+
+
+def _flag(default: bool) -> Any:
+    return attrs.field(default=default, validator=_check_flag)
 
 
 def _seed(value: int | None) -> int:
@@ -35,25 +53,26 @@ class TrainerOptions:
     accumulation_steps: int = 1
     early_stop_cycles: int | None = None
     random_seed: int = attrs.field(default=None, converter=_seed)
-    enable_tensorboard: bool = False
-    enable_file_logging: bool = False
-    enable_progress_bar: bool = False
-    chkpt_root: Path | None = attrs.field(default=None, converter=_path)
-    log_path: Path | None = attrs.field(default=None, converter=_path)
-    run_path: Path | None = attrs.field(default=None, converter=_path)
-    src_root: Path | None = attrs.field(default=None, converter=_path)
+    enable_tensorboard: bool = _flag(False)
+    enable_file_logging: bool = _flag(False)
+    enable_progress_bar: bool = _flag(False)
+    chkpt_root: Path | None = _folder("chkpt_root")
+    log_path: Path | None = _folder("log_path")
+    run_path: Path | None = _folder("run_path")
+    src_root: Path | None = _folder("src_root")
     import_prefix: str = ""
-    print_banner: bool = True
+    print_banner: bool = _flag(True)
     chkpt_every_iterations: int | None = None
     chkpt_every_seconds: float | None = None
     chkpt_keep_last: int | None = None
     limit_batches: int | None = None
-    dry_run: bool = False
-    nan_guard: bool = True
+    dry_run: bool = _flag(False)
+    nan_guard: bool = _flag(True)
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.run_name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
-            raise InvalidTypeError(f"run_name is {self.run_name!r}; expected a string.")
+        for name in ("run_name", "import_prefix"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidTypeError(f"{name} is {getattr(self, name)!r}; expected a string.")
         if "/" in self.run_name or self.run_name.startswith("."):
             raise InvalidValueError(
                 f"run_name is {self.run_name!r}; expected a name that can begin a folder's: no '/', no leading '.'."

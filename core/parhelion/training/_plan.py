@@ -15,7 +15,7 @@ __all__ = ["Due", "Plan"]
 
 
 def _unit(value: TrainingUnit | str) -> TrainingUnit:
-    return TrainingUnit.from_str(value) if isinstance(value, str) else value
+    return value if isinstance(value, TrainingUnit) else TrainingUnit.from_str(value)
 
 
 def _count(minimum: int, *, optional: bool) -> Any:
@@ -70,9 +70,7 @@ class Plan:
         early_stop_cycles: validations without an improvement after which the run stops; None or 0 for never.
     """
 
-    unit: TrainingUnit = attrs.field(
-        default=TrainingUnit.EPOCH, converter=_unit, validator=attrs.validators.instance_of(TrainingUnit)
-    )
+    unit: TrainingUnit = attrs.field(default=TrainingUnit.EPOCH, converter=_unit)
     total_steps: int | float = 0
     accumulation_steps: int = attrs.field(default=1, validator=_count(1, optional=False))
     valid_frequency: int | None = attrs.field(default=None, validator=_count(1, optional=True))
@@ -101,7 +99,8 @@ class Plan:
                 "ever be counted; expected valid_frequency >= 1."
             )
         seconds = self.chkpt_every_seconds
-        if seconds is not None and not seconds > 0:
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and seconds > 0):
             raise InvalidValueError(f"chkpt_every_seconds is {seconds!r}; expected a number > 0 or None.")
 
     def steps_done(self, state: TrainingState) -> int:

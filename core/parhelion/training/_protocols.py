@@ -24,7 +24,11 @@ class Placement(Protocol):
         ...
 
     def hold(self, value: Any) -> Any:
-        """Return a scalar as it can be kept for a while: still on the device, without a graph behind it."""
+        """Return a scalar as it can be kept for a while: still on the device, without a graph behind it.
+
+        Raises:
+            InvalidTypeError: it is no scalar.
+        """
         ...
 
     def to_host(self, values: Sequence[Any]) -> list[float]:

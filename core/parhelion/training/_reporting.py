@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from parhelion.tracking import (
     read_history,
 )
 
-from ._events import EpochEnded, EpochStarted, Event, StepCommitted, TrainingStarted
+from ._dispatch import HookTable
+from ._events import EpochEnded, EpochStarted, StepCommitted
 from ._options import TrainerOptions
 from ._plan import Plan
 from ._source import Source
@@ -100,17 +101,17 @@ class Reporting:
             self.history.append({"step": state.current_iteration, **row})
         self._trackers.log(state.current_iteration, row)
 
-    def listeners(self, state: TrainingState) -> dict[type[Event], Callable[..., None]]:
-        """Return what the progress bar listens to; nothing where none is shown, so that no step pays for it."""
+    def listening(self, table: HookTable, state: TrainingState) -> HookTable:
+        """Return a table of hooks with the progress bar's behind them; as it is where none is shown, so that no step
+        pays for it.
+        """  # noqa: D205 - one sentence that needs two lines
         bar, source = self._bar, self._source
         if bar is None or source is None:
-            return {}
+            return table
         by_epoch = self._by_epoch
         batches = source.shard.num_batches(source.size)
-        done = state.offset // source.shard.global_batch
-
-        def resume() -> None:
-            bar.begin_epoch(state.epoch + 1, batches, done)
+        if state.offset != 0:
+            bar.begin_epoch(state.epoch + 1, batches, state.offset // source.shard.global_batch)
 
         def begin(epoch: int) -> None:
             bar.begin_epoch(epoch, batches)
@@ -120,7 +121,8 @@ class Reporting:
             if by_epoch or committed.is_update:
                 bar.update()
 
-        return {TrainingStarted: resume, EpochStarted: begin, StepCommitted: count, EpochEnded: bar.end_epoch}
+        own: HookTable = {EpochStarted: [begin], StepCommitted: [count], EpochEnded: [bar.end_epoch]}
+        return {kind: [*table.get(kind, []), *own.get(kind, [])] for kind in [*table, *own]}
 
     def conclude(self, reason: str | None, before: TrainingState, after: TrainingState) -> None:
         """Say why the run ended, and how far it came."""

@@ -20,11 +20,11 @@ from parhelion.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidValueError
+from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
 from ._state import TrainingState
 
-__all__ = ["CheckpointFolder", "check_facts"]
+__all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "load_for_weights"]
 
 _log = logging.getLogger("parhelion")
 
@@ -39,8 +39,13 @@ def check_facts(saved: Mapping[str, Any], live: Mapping[str, Any], allow_changes
 
     Raises:
         CheckpointMismatchError: a fact differs; shows both values.
+        InvalidTypeError: ``allow_changes`` is one string.
         InvalidValueError: a name in ``allow_changes`` is no fact.
     """
+    if isinstance(allow_changes, str):
+        raise InvalidTypeError(
+            f"allow_changes is {allow_changes!r}; expected a collection of names. Write allow_changes=({allow_changes!r},)."
+        )
     if unknown := sorted(set(allow_changes) - set(live)):
         raise InvalidValueError(f"allow_changes has {unknown}; expected some of {sorted(live)}.")
     changed = [name for name in live if name in saved and saved[name] != live[name] and name not in allow_changes]
@@ -77,20 +82,20 @@ class CheckpointFolder:
 
         Raises:
             InvalidValueError: "must", and there is none.
-            CheckpointError: the named one is damaged, or the newest was written by a newer format.
+            CheckpointError: the named one is damaged or holds no run, or the newest was written by a newer format.
         """
         remove_leftovers(self.path)
         if resume == "never":
             return None
-        if resume in ("auto", "must"):
-            newest = self.newest()
-            if newest is None and resume == "must":
-                raise InvalidValueError(
-                    f"resume is 'must' and there is no good checkpoint in {self.path}; expected one. "
-                    "Use resume='auto' to start anew where there is none."
-                )
-            return newest
-        return load_checkpoint(Path(resume), self.arrays)
+        if resume not in ("auto", "must"):
+            return _check_run(load_checkpoint(Path(resume), self.arrays))
+        newest = self.newest()
+        if newest is None and resume == "must":
+            raise InvalidValueError(
+                f"resume is 'must' and there is no good checkpoint in {self.path}; expected one. "
+                "Use resume='auto' to start anew where there is none."
+            )
+        return newest
 
     def make_way(self, resume: str | Path, chosen: Checkpoint | None) -> None:
         """Rename checkpoints that the run which begins now supersedes: the later ones, or all for "never"."""
@@ -101,7 +106,8 @@ class CheckpointFolder:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None."""
-        return load_newest(self.path, self.arrays)
+        newest = load_newest(self.path, self.arrays)
+        return None if newest is None else _check_run(newest)
 
     def save(self, state: TrainingState, tree: Any, *, name: str, protect: Collection[str]) -> Path:
         """Write a checkpoint, then delete the oldest beyond ``keep_last``, never one named in ``protect``."""
@@ -121,8 +127,6 @@ class CheckpointFolder:
 
     def _set_aside_newer(self, chosen: Checkpoint) -> None:
         # Left in place, a later "auto" would take one of them for the newest of the run that goes on from here.
-        if chosen.path.parent.resolve() != self.path.resolve():
-            return
         for entry in list_checkpoints(self.path):
             if entry.iteration > chosen.meta["global_iteration"]:
                 target = _free(entry.path.with_name(entry.path.name + ".superseded"))
@@ -146,17 +150,44 @@ def _free(path: Path) -> Path:
     return free
 
 
-def load_for_weights(path: Path, arrays: ArrayAdapter | None) -> dict[str, Any]:
+def _check_run(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint if ``Trainer.fit`` has written it.
+
+    Raises:
+        CheckpointError: something else has.
+    """
+    if isinstance(checkpoint.tree, dict) and {"state", "model", "facts"} <= set(checkpoint.tree):
+        return checkpoint
+    raise CheckpointError(
+        f"checkpoint {checkpoint.path} holds no run; expected one that Trainer.fit has written. Name another one, or use "
+        "another chkpt_root."
+    )
+
+
+def find_checkpoint(folder: CheckpointFolder | None, resume: str | Path) -> Checkpoint | None:
+    """Return the checkpoint that a run goes on from, or None for a fresh run; as :meth:`CheckpointFolder.find` does.
+
+    Raises:
+        InvalidTypeError: ``resume`` is neither a word nor a path.
+        InvalidValueError: there is no folder, and ``resume`` needs one.
+    """
+    if not isinstance(resume, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+        raise InvalidTypeError(f"resume is {resume!r}; expected 'auto', 'must', 'never' or the path of a checkpoint.")
+    if folder is not None:
+        return folder.find(resume)
+    if resume not in ("auto", "never"):
+        raise InvalidValueError(f"resume is {str(resume)!r} and there is no chkpt_root; expected one. Pass chkpt_root.")
+    return None
+
+
+def load_for_weights(path: str | Path, arrays: ArrayAdapter | None) -> dict[str, Any]:
     """Return the model's state in a checkpoint of any run.
 
     Raises:
-        CheckpointError: it is damaged, or holds no model.
+        InvalidTypeError: ``path`` is no path.
+        CheckpointError: the checkpoint is damaged, or holds no run.
     """
-    tree: Any = load_checkpoint(path, arrays).tree
-    try:
-        model: dict[str, Any] = tree["model"]
-    except (TypeError, KeyError):
-        raise CheckpointError(
-            f"checkpoint {path} holds no model; expected one that Trainer.fit has written."
-        ) from None
+    if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+        raise InvalidTypeError(f"init_from is {path!r}; expected the path of a checkpoint.")
+    model: dict[str, Any] = _check_run(load_checkpoint(path, arrays)).tree["model"]
     return model

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataModule
 from parhelion.plugins import Plugin
 from parhelion.seeds import derive
@@ -74,14 +75,15 @@ class Run:
         self._parts = parts
         self._seed = seed
         self._window = window
-        self._facts = dict(facts or {})
-        self._setting = dict(setting or {})
+        self.facts = dict(facts or {})
+        self.setting = dict(setting or {})
         self._folder = folder
         self._valid_source = valid_source
         self._datamodule = datamodule
         self._model_step = model.train_step
         self._saved: TrainingState | None = None
         self._stop_answer = False
+        self._streams: Any = None
         self._plugin_attributes = Attributes(lambda: {plugin.plug_id: plugin for plugin in plugins}, model.mark_value)
         self.best: str | None = None
         self._reporting: Reporting | None = None
@@ -91,6 +93,10 @@ class Run:
     def begin(self, reporting: Reporting) -> None:
         """Send rows to ``reporting`` from now on."""
         self._reporting = reporting
+
+    def end(self) -> None:
+        """Keep the random streams as they are: what is drawn from now on belongs to no run."""
+        self._streams = self._parts.randomness.capture()
 
     @contextmanager
     def starting(self) -> Generator[None]:
@@ -134,6 +140,13 @@ class Run:
             return self._stop_answer
 
         return ask_all if answers else None
+
+    def stop_of(self, checkpoint: Checkpoint | None) -> str | None:
+        """Return "early_stop" if the model or a plugin had ended the run of a checkpoint and still would."""
+        if checkpoint is None or not checkpoint.tree["stop_asked"] or self.stop_asked is None:
+            return None
+        self.restore(checkpoint.tree)  # they answer by what they know
+        return "early_stop" if self.stop_asked() else None
 
     def train_step(self, batch: Any, state: TrainingState) -> None:
         """Train on one batch and keep what it returned."""
@@ -268,10 +281,10 @@ class Run:
             "plugin_attributes": self._plugin_attributes.changed(),
             "datamodule": {} if self._datamodule is None else self._datamodule.state_dict(),
             # One entry for each rank: every process goes on with its own streams.
-            "randomness": {str(self._parts.world.rank): self._parts.randomness.capture()},
+            "randomness": {str(self._parts.world.rank): self._streams or self._parts.randomness.capture()},
             "window": self._window.state_dict(),
-            "facts": self._facts,
-            "setting": self._setting,
+            "facts": self.facts,
+            "setting": self.setting,
             "stop_asked": self._stop_answer,
             "best": self.best,
         }

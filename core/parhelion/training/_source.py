@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
 
 from ._state import BatchSpan
 
-__all__ = ["Source"]
+__all__ = ["Source", "open_source"]
 
 
 class Source:
@@ -25,6 +26,8 @@ class Source:
         sampler: the sampler that orders it; None for a sequence of ready batches in its own order.
         accumulation_steps: batches per update.
         limit_batches: batches after which an epoch ends early.
+        aside: returns the context that iterations are opened in; one that puts random streams back, since a resumed run
+            opens one more (torch's own loader draws a number each time).
 
     Raises:
         InvalidTypeError: ``loader`` is not iterable, or ``sampler`` is no resumable sampler.
@@ -38,7 +41,9 @@ class Source:
         *,
         accumulation_steps: int = 1,
         limit_batches: int | None = None,
+        aside: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        self._aside = aside
         self._ready: Sequence[Any] | None = loader if isinstance(loader, Sequence) else None
         if sampler is None and self._ready is not None:
             sampler = ResumableSequentialSampler(self._ready)
@@ -75,7 +80,8 @@ class Source:
         self.sampler.seek(position)
         if self._ready is not None:
             return map(self._ready.__getitem__, self.sampler)
-        return iter(self.loader)
+        with self._aside():
+            return iter(self.loader)
 
     def is_exhausted(self, position: Position) -> bool:
         """Return whether no batch begins at ``position``."""
@@ -97,3 +103,20 @@ class Source:
         for k, records in enumerate(sizes):
             last = k == batches - 1
             yield BatchSpan(records, is_update=last, is_last=last, loss_weight=records / sum(sizes))
+
+
+def open_source(made: Any, split: str, **options: Any) -> Source:
+    """Return what a data module made for a split ("train", "valid", "test", "predict") as the loop sees it.
+
+    Raises:
+        InvalidValueError: it made nothing.
+    """
+    if made is None:
+        needs = {"train": "fit", "valid": "valid_frequency", "test": "test", "predict": "predict"}[split]
+        attribute = {"predict": "test"}.get(split, split)
+        raise InvalidValueError(
+            f"the data module has no {attribute} set and {needs} needs one; expected setup() to assign "
+            f"self._{attribute}_dataset."
+        )
+    loader, sampler = cast("tuple[Any, Any]", made) if isinstance(made, tuple) else (made, None)
+    return Source(loader, sampler, **options)

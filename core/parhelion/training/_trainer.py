@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
-from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
+from parhelion.errors import InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin, PluginTable
-from parhelion.registry import update_all_registries
 from parhelion.sampling import Position
 from parhelion.seeds import derive
 
-from ._dispatch import hook_table
+from ._dispatch import hook_table, tell
 from ._events import Event, StepCommitted
 from ._loop import Loop
 from ._model import Model
 from ._options import TrainerOptions
 from ._protocols import BackendParts
 from ._reporting import Reporting, note_setting
-from ._resume import CheckpointFolder, check_facts, load_for_weights
+from ._resume import CheckpointFolder, check_facts, find_checkpoint, load_for_weights
 from ._run import Run
+from ._session import session
 from ._signals import stop_on_signals
-from ._source import Source
+from ._source import Source, open_source
 from ._state import TrainingState
 from ._window import Window
 
@@ -66,6 +66,7 @@ class Trainer:
         self._run: Run | None = None
         self._loop: Loop | None = None
         self._begun = False
+        self._is_between_steps = False
         self.error: Exception | None = None
         self.stop_reason: str | None = None
         self.test_results: dict[str, float] = {}
@@ -163,9 +164,10 @@ class Trainer:
     @property
     def best_checkpoint(self) -> Path | None:
         """The checkpoint with the best monitored value, if the model monitors one."""
-        folder = self._folder(self.model)
-        best = None if self._run is None else self._run.best
-        return None if folder is None or best is None else folder.path / best
+        if self._run is None or self._run.best is None:
+            return None
+        folder = self._folder(self._run.model)
+        return None if folder is None else folder.path / self._run.best
 
     # -- what users call ----------------------------------------------------------------------------------------------
 
@@ -234,7 +236,9 @@ class Trainer:
         """
         for event in self._train(model, datamodule, resume, init_from, allow_changes, {StepCommitted}):
             if isinstance(event, StepCommitted):
+                self._is_between_steps = True
                 yield event.state
+                self._is_between_steps = False
 
     def test(self, model: Model, datamodule: DataModule) -> bool:
         """Test with the weights in memory if this trainer has just fitted this model, else the newest good checkpoint,
@@ -255,8 +259,7 @@ class Trainer:
                 table = hook_table(self._plugin_list(), model)
                 self._begun = True
                 for event in run.test(source):
-                    for hook in table.get(type(event), ()):
-                        hook(*event)
+                    tell(table, event)
                 self.test_results = run.evaluated("test")
                 _log.info("test: %s", self.test_results)
             return True
@@ -270,21 +273,13 @@ class Trainer:
             InvalidValueError: there is no test split.
             ParhelionError: the model defines no ``predict_step``.
         """
-        with self._session(model, datamodule, fast_init=True):
+        with self._session(model, datamodule, fast_init=True) as window:
             source = self._source(datamodule.test_dataloader(), "predict")
             self._load_weights(model)
-            model.eval()
-            place = self._parts.placement.place
-            try:
-                with self._parts.randomness.aside(), model.evaluating():
-                    self._parts.randomness.seed(derive(self.random_seed, "predict"))
-                    batches = zip(source.spans(Position()), source.batches(Position()), strict=False)
-                    return [model.predict_step(place(batch), step) for step, (_, batch) in enumerate(batches)]
-            finally:
-                model.train()
+            return Run(model, self._plugin_list(), self._parts, seed=self.random_seed, window=window).predict(source)
 
     def save_checkpoint(self, path: str | Path | None = None) -> Path:
-        """Write a checkpoint of the committed state; between steps, not inside one.
+        """Write a checkpoint of the committed state: after a fit, or between the steps of :meth:`steps`.
 
         Args:
             path: where the checkpoint goes; under ``chkpt_root`` with its usual name if None.
@@ -294,13 +289,24 @@ class Trainer:
 
         Raises:
             InvalidValueError: ``path`` is None and there is no ``chkpt_root``.
-            ParhelionError: nothing has been fitted.
+            ParhelionError: nothing has been fitted, or a step or an accumulation group is half done, so that a run
+                resumed from here would differ.
         """
-        if self._run is None or self._loop is None or self._model is None:
+        if self._run is None or self._loop is None:
             raise ParhelionError("there is nothing to save yet; call fit or steps first.")
-        folder, name = self._folder(self._model), None
+        if not self._is_between_steps:
+            raise ParhelionError(
+                "save_checkpoint was called inside a step or a hook, or after one that failed, where the state is half "
+                "made. Save between the steps of trainer.steps(...), after fit, or with chkpt_every_iterations."
+            )
+        if not self._loop.state.is_update:
+            raise ParhelionError(
+                "save_checkpoint was called in the middle of an accumulation group, whose gradients no checkpoint holds. "
+                "Save where state.is_update is True."
+            )
+        folder, name = self._folder(self._run.model), None
         if path is not None:
-            folder = CheckpointFolder(Path(path).parent, self._name(self._model), None, self._parts.arrays)
+            folder = CheckpointFolder(Path(path).parent, self._name(self._run.model), None, self._parts.arrays)
             name = Path(path).name
         if folder is None:
             raise InvalidValueError("path is None and the trainer has no chkpt_root; expected one of them. Pass a path.")
@@ -319,7 +325,7 @@ class Trainer:
 
     def _concluded(self, body: Callable[[], bool], allowed: list[type[Exception]]) -> bool:
         """Run ``body``; turn what it raises into a result, once it has begun."""
-        self.error, self.stop_reason, self._begun = None, None, False
+        self.error, self._begun = None, False
         try:
             return body()
         except Exception as error:
@@ -339,90 +345,92 @@ class Trainer:
         allow_changes: Collection[str],
         wanted: Collection[type[Event]] = (),
     ) -> Iterator[Event]:
+        self.error, self.stop_reason, self._begun = None, None, False
+        self._fitted, self._is_between_steps = None, False
         with ExitStack() as stack:
             window = stack.enter_context(self._session(model, datamodule, fast_init=False))
-            plan, folder, plugins = self._plan, self._folder(model), self._plugin_list()
-            source = self._source(datamodule.train_dataloader(), "train", plan.accumulation_steps)
-            valid = None
-            if plan.valid_frequency is not None:
-                valid = self._source(datamodule.valid_dataloader(), "valid")
-            facts = self._facts(model, datamodule, source)
-            setting = {"batch_size": source.shard.batch_size, "world_size": source.shard.world}
-            run = Run(
-                model,
-                plugins,
-                self._parts,
-                seed=self.random_seed,
-                window=window,
-                facts=facts,
-                setting=setting,
-                folder=folder,
-                valid_source=valid,
-            )
-            if init_from is not None:
-                model.load_weights(load_for_weights(Path(init_from), self._parts.arrays))
+            folder = self._folder(model)
+            checkpoint = find_checkpoint(folder, resume)
+            if checkpoint is not None:
+                datamodule.load_state_dict(checkpoint.tree["datamodule"])
+            run, source = self._make_run(model, datamodule, window, folder)
+            check_facts({} if checkpoint is None else checkpoint.tree["facts"], run.facts, allow_changes)
+            if init_from is not None and checkpoint is None:
+                model.load_weights(load_for_weights(init_from, self._parts.arrays))
+            model.watch_attributes()
             # However much the initialization drew, training begins at the same point of the streams.
             self._parts.randomness.seed(derive(self.random_seed, "steps", self.rank))
-            checkpoint = None if folder is None else folder.find(resume)
-            if checkpoint is None and resume not in ("auto", "never"):
-                raise InvalidValueError(f"resume is {resume!r} and there is no chkpt_root; expected one to resume from.")
-            begin = TrainingState()
-            if checkpoint is not None:
-                check_facts(checkpoint.tree["facts"], facts, allow_changes)
-                begin = run.restore(checkpoint.tree)
-            self._run, self._loop = run, Loop(plan, begin, source, run)
-            reporting = self._reporting(model)
-            stack.callback(reporting.close)
-            reporting.start(None if checkpoint is None else begin, source)
-            reporting.announce(self._summary(model, checkpoint))
-            if checkpoint is not None:
-                note_setting(checkpoint.tree["setting"], setting)
-            run.begin(reporting)
-            self.history = reporting.history
-            table = hook_table(plugins, model)
-            for kind, listener in reporting.listeners(begin).items():
-                table.setdefault(kind, []).append(listener)
-            self._loop.wanted = frozenset(table) | frozenset(wanted)
+            begin = TrainingState() if checkpoint is None else checkpoint.tree["state"]
+            self._run, self._loop = run, Loop(self._plan, begin, source, run, stop=run.stop_of(checkpoint))
             stack.enter_context(stop_on_signals(self.request_stop))
+            table = hook_table(self._plugin_list(), model)
+            events = self._loop.run()
+            # The start is the same in every process, so the hooks of this moment come before the checkpoint's state.
+            with run.starting():
+                tell(table, next(events, None))
+            if checkpoint is not None:
+                run.restore(checkpoint.tree)
+            if folder is not None:
+                folder.make_way(resume, checkpoint)
+            reporting = self._report(run, source, checkpoint, begin, stack)
+            checkpoint = None  # its arrays are as large as the model's
+            table = reporting.listening(table, begin)
+            self._loop.wanted = frozenset(table) | frozenset(wanted)
             self._begun = True
-            for event in self._loop.run():
+            for event in events:
                 for hook in table.get(type(event), ()):
                     hook(*event)
                 yield event
-            self.stop_reason, self._fitted = self._loop.reason, model
+            run.end()
+            self.stop_reason, self._fitted, self._is_between_steps = self._loop.reason, model, True
             reporting.conclude(self._loop.reason, begin, self._loop.state)
 
-    @contextmanager
-    def _session(self, model: Model, datamodule: DataModule, *, fast_init: bool) -> Generator[Window]:
-        """Set everything up in the documented order; tear the data module down at the end."""
-        if not isinstance(model, Model):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
-            raise InvalidTypeError(f"model is {model!r}; expected a parhelion.Model.")
-        if not isinstance(datamodule, DataModule):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidTypeError(f"datamodule is {datamodule!r}; expected a parhelion.DataModule.")
-        options = self._options
-        window = Window(self._parts.placement, guard=options.nan_guard)
+    def _make_run(
+        self, model: Model, datamodule: DataModule, window: Window, folder: CheckpointFolder | None
+    ) -> tuple[Run, Source]:
+        """Return a run and the data that it trains on."""
+        plan = self._plan
+        source = self._source(datamodule.train_dataloader(), "train", plan.accumulation_steps)
+        valid = None if plan.valid_frequency is None else self._source(datamodule.valid_dataloader(), "valid")
+        if plan.valid_frequency is None and model.needs_validation():
+            _log.warning("the model waits for values of validations and valid_frequency is None; there are none")
+        run = Run(
+            model,
+            self._plugin_list(),
+            self._parts,
+            seed=self.random_seed,
+            window=window,
+            facts=self._facts(model, datamodule, source),
+            setting={"batch_size": source.shard.batch_size, "world_size": source.shard.world},
+            folder=folder,
+            valid_source=valid,
+            datamodule=datamodule,
+        )
+        return run, source
+
+    def _report(
+        self, run: Run, source: Source, checkpoint: Checkpoint | None, begin: TrainingState, stack: ExitStack
+    ) -> Reporting:
+        """Say that the run begins; its rows go to the reporting that is returned."""
+        model, folder = run.model, self._folder(run.model)
+        path = None if folder is None else folder.path
+        reporting = Reporting(self._options, self._plan, self._name(model), path, speaks=self.rank == 0)
+        stack.callback(reporting.close)
+        reporting.start(None if checkpoint is None else begin, source)
+        reporting.announce(self._summary(model, checkpoint))
+        if checkpoint is not None:
+            note_setting(checkpoint.tree["setting"], run.setting)
+        run.begin(reporting)
+        self.history = reporting.history
+        return reporting
+
+    def _session(self, model: Model, datamodule: DataModule, *, fast_init: bool) -> AbstractContextManager[Window]:
+        """Return the context in which everything is set up; a model that was just fitted stays as it is for a test."""
+        is_ready = fast_init and model is self._fitted
         self._model, self._datamodule = model, datamodule
-        datamodule.trainer = self
-        model.attach(self, window)
-        datamodule.prepare_data()
-        for plugin in self._plugin_list():
-            plugin.configure_trainer(self)
-        for plugin in self._plugin_list():
-            plugin.configure_model(model)
-        self._parts.randomness.seed(derive(self.random_seed, "init"))
-        if options.src_root is not None:
-            update_all_registries(options.src_root, import_prefix=options.import_prefix)
-        for plugin in self._plugin_list():
-            plugin.setup()
-        try:
-            datamodule.setup()
-            if not (fast_init and model is self._fitted):
-                model.setup(fast_init)
-                model.finish_setup(fast_init)
-            model.train()
-            yield window
-        finally:
-            datamodule.teardown()
+        return session(
+            self, model, datamodule, self._plugins, self._options, self._parts, fast_init=fast_init, is_ready=is_ready
+        )
 
     def _plugin_list(self) -> list[Plugin]:
         return list(self._plugins.values())
@@ -439,19 +447,13 @@ class Trainer:
 
     def _source(self, made: Any, split: str, accumulation_steps: int = 1) -> Source:
         """Return a split as the loop sees it."""
-        if made is None:
-            needs = {"train": "fit", "valid": "valid_frequency", "test": "test", "predict": "predict"}[split]
-            attribute = {"predict": "test"}.get(split, split)
-            raise InvalidValueError(
-                f"the data module has no {attribute} set and {needs} needs one; expected setup() to assign "
-                f"self._{attribute}_dataset."
-            )
-        loader: Any = made
-        sampler: Any = None
-        if isinstance(made, tuple):
-            loader, sampler = cast("tuple[Any, Any]", made)
-        limit = self._options.batch_limit()
-        return Source(loader, sampler, accumulation_steps=accumulation_steps, limit_batches=limit)
+        return open_source(
+            made,
+            split,
+            accumulation_steps=accumulation_steps,
+            limit_batches=self._options.batch_limit(),
+            aside=self._parts.randomness.aside,
+        )
 
     def _load_weights(self, model: Model) -> None:
         """Give a model that this trainer has not just fitted its weights."""
@@ -463,6 +465,7 @@ class Trainer:
             model.load_for_testing()
         else:
             model.load_state_dict(checkpoint.tree["model"], fast_init=True)
+            model.put_attributes(checkpoint.tree["attributes"], fast_init=True)
 
     def _facts(self, model: Model, datamodule: DataModule, source: Source) -> dict[str, Any]:
         sampler = source.sampler
@@ -477,11 +480,6 @@ class Trainer:
             "accumulation_steps": self._plan.accumulation_steps,
         }
 
-    def _reporting(self, model: Model) -> Reporting:
-        folder = self._folder(model)
-        path = None if folder is None else folder.path
-        return Reporting(self._options, self._plan, self._name(model), path, speaks=self.rank == 0)
-
     def _summary(self, model: Model, checkpoint: Checkpoint | None) -> dict[str, str]:
         return {
             **self._parts.describe(),
@@ -490,4 +488,3 @@ class Trainer:
             **model.describe(),
             "start": "a fresh run" if checkpoint is None else f"resumed from {checkpoint.path}",
         }
-

@@ -58,10 +58,15 @@ class Window:
 
         Raises:
             InvalidValueError: ``reduce`` is none of "mean", "sum" and "last".
+            InvalidTypeError: ``value`` is no scalar.
         """
         if reduce not in ("mean", "sum", "last"):
             raise InvalidValueError(f"reduce of {name!r} is {reduce!r}; expected 'mean', 'sum' or 'last'.")
-        self._pending.append((self.iteration, self.weight, reduce, name, self._hold(value)))
+        try:
+            held = self._hold(value)
+        except InvalidTypeError as error:
+            raise InvalidTypeError(f"{name!r} of a row cannot be used: {error}") from None
+        self._pending.append((self.iteration, self.weight, reduce, name, held))
         if len(self._pending) >= _MOST_PENDING:
             self.fold()
 
