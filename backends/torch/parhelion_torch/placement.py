@@ -17,6 +17,8 @@ from parhelion.errors import InvalidTypeError
 
 __all__ = ["Placement", "move"]
 
+# Without narrowing: what is inside of something that is Any is Any.
+_is: Callable[[Any, Any], bool] = isinstance
 _SCALAR = "expected a number or a tensor with one. Reduce it, as with .mean()."
 _NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 _TENSOR_DTYPES = frozenset(map(np.dtype, _NAMES.split()))  # of strings, objects and dates there are no tensors
@@ -25,13 +27,13 @@ _TENSOR_DTYPES = frozenset(map(np.dtype, _NAMES.split()))  # of strings, objects
 def move(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor and numeric NumPy array in it as a tensor on ``device``.
 
-    What has a ``to`` method (a packed sequence, a token encoding) moves itself. Dictionaries, lists, tuples, named tuples,
-    attrs and dataclass records are rebuilt around what moved; the rest stays as it is. Copies from pinned memory do not
-    block.
+    What has a ``to`` method (a packed sequence, a token encoding) moves itself. Dictionaries, lists, tuples, named
+    tuples, attrs and dataclass records are rebuilt around what moved; the rest stays as it is. Copies from pinned
+    memory do not block.
     """
-    if isinstance(value, Tensor):
+    if _is(value, Tensor):
         return value if value.device == device else value.to(device, non_blocking=True)
-    if isinstance(value, np.ndarray):
+    if _is(value, np.ndarray):
         return move(_to_tensor(value), device) if value.dtype.newbyteorder("=") in _TENSOR_DTYPES else value
     to = getattr(value, "to", None)
     if callable(to):
@@ -39,7 +41,7 @@ def move(value: Any, device: torch.device) -> Any:
     return _rebuilt(value, lambda each: move(each, device))
 
 
-def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+def _to_tensor(array: Any) -> Tensor:
     """Return a tensor that shares the array's memory where torch can."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -50,19 +52,15 @@ def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _rebuilt(value: Any, go: Callable[[Any], Any]) -> Any:
     """Return a container or a record of the same kind with ``go`` applied to what it holds; any other value itself."""
-    if isinstance(value, tuple):
-        parts = map(go, value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, (dict, list)):
-        keys = value if isinstance(value, dict) else range(len(value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        moved: Any = {key: go(value[key]) for key in keys}  # pyright: ignore[reportUnknownVariableType]
-        if type(value) is dict:  # pyright: ignore[reportUnknownArgumentType]
-            return moved
-        twin: Any = copy.copy(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        for key, each in moved.items():
-            twin[key] = each
-        return twin
-    names = _field_names(type(value))
+    if _is(value, tuple):
+        return type(value)(*map(go, value)) if hasattr(value, "_fields") else tuple(map(go, value))
+    if _is(value, dict):
+        moved = {key: go(each) for key, each in value.items()}
+        return moved if value.__class__ is dict else _refilled(value, moved)
+    if _is(value, list):
+        moved = dict(enumerate(map(go, value)))
+        return list(moved.values()) if value.__class__ is list else _refilled(value, moved)
+    names = _field_names(value.__class__)
     if not names:
         return value
     record = copy.copy(value)
@@ -70,6 +68,14 @@ def _rebuilt(value: Any, go: Callable[[Any], Any]) -> Any:
         # Not the constructor, which would check and convert again; it may be frozen.
         object.__setattr__(record, name, go(getattr(value, name)))
     return record
+
+
+def _refilled(value: Any, moved: dict[Any, Any]) -> Any:
+    """Return a container of a kind of its own with other entries."""
+    twin = copy.copy(value)
+    for key, each in moved.items():
+        twin[key] = each
+    return twin
 
 
 def _field_names(kind: type[Any]) -> list[str]:
@@ -94,13 +100,13 @@ class Placement:
 
     def place(self, batch: Any) -> Any:
         """Return the host batch with every array in it as a tensor on the device."""
-        if self._on_cpu and type(batch) is dict:
+        if self._on_cpu and _is(batch, dict):
             # The common case costs a look: a dictionary of tensors that are where they should be.
-            for value in cast("dict[Any, Any]", batch).values():
+            for value in batch.values():
                 if type(value) is not Tensor or not value.is_cpu:
                     break
             else:
-                return cast("dict[Any, Any]", batch)
+                return batch
         return move(batch, self.device)
 
     def hold(self, value: Any) -> Any:
@@ -115,8 +121,8 @@ class Placement:
             return value.detach()
         if isinstance(value, (int, float)):
             return value
-        array = np.asarray(value)
-        if array.size != 1 or array.dtype.kind not in "biuf":
+        array: Any = value if _is(value, (np.generic, np.ndarray)) else None
+        if array is None or array.size != 1 or array.dtype.kind not in "biuf":
             raise InvalidTypeError(f"it is {value!r}; {_SCALAR}")
         return float(array.item())
 

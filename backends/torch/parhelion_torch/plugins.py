@@ -17,8 +17,8 @@ __all__ = ["CUDAPlugin"]
 class CUDAPlugin(Plugin):
     """Moves batches to the GPU before the model's steps.
 
-    The trainer places nested batches by itself; this plugin is for batches of your own types: derive from it and override
-    :meth:`_move_collection_to_device`. What is on the device already is not copied again.
+    The trainer places nested batches by itself; this plugin is for batches of your own types: derive from it and
+    override :meth:`_move_collection_to_device`. What is on the device already is not copied again.
 
     Raises:
         RuntimeError: CUDA is not available.

@@ -70,7 +70,7 @@ class Randomness(TorchGenerators):
         """Continue every generator from a captured state; one of another device kind leaves the GPU's as it is."""
         super().restore(state)
         if self._gpu is not None and "cuda" in state:
-            torch.cuda.set_rng_state(torch.from_numpy(state["cuda"].copy()), self._gpu)
+            torch.cuda.set_rng_state(torch.tensor(state["cuda"]), self._gpu)
 
     @contextmanager
     def aside(self) -> Generator[None]:

@@ -50,8 +50,8 @@ class Scheduled:
                     group["lr"] = rate
             return
         while self.done < count:
-            # torch would warn that no step of the optimizer came before: after a resume it did so in another process, and
-            # in half precision a scaler may have skipped it.
+            # torch would warn that no step of the optimizer came before: after a resume it did so in another process,
+            # and in half precision a scaler may have skipped it.
             optimizer._opt_called = True  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
             self.schedule.step()
             self.done += 1
@@ -66,7 +66,8 @@ class Scheduled:
             return
         if self.metric is None or self.metric not in values:
             raise InvalidValueError(
-                f"a schedule is stepped on {self.metric!r}; expected one of the validation's values: {', '.join(values)}."
+                f"a schedule is stepped on {self.metric!r}; expected one of the validation's values: "
+                f"{', '.join(values)}."
             )
         self.schedule.step(values[self.metric])
         self.done += 1
@@ -87,8 +88,8 @@ class Scheduled:
         here, there = f"{type(self.schedule).__name__} per {self.every}", f"{state['kind']} per {state['every']}"
         if stateful and here != there:
             raise CheckpointMismatchError(
-                f"a schedule is {here} here and {there} in the checkpoint; expected the same. Build the model as it was "
-                "when it was saved."
+                f"a schedule is {here} here and {there} in the checkpoint; expected the same. Build the model as it "
+                "was when it was saved."
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -139,8 +140,8 @@ def _one(given: Any, optimizer: Optimizer, monitor: str | None) -> Scheduled:
     schedule: Callable[[int], float] | LRScheduler = scheduled.schedule
     if (scheduled.every == "metric") != isinstance(schedule, ReduceLROnPlateau):
         raise InvalidTypeError(
-            f"a schedule per {scheduled.every} is {schedule!r}; expected a ReduceLROnPlateau on a metric, and nothing else "
-            "there. Use on_metric for it, per_update or per_epoch for others."
+            f"a schedule per {scheduled.every} is {schedule!r}; expected a ReduceLROnPlateau on a metric, and nothing "
+            "else there. Use on_metric for it, per_update or per_epoch for others."
         )
     if isinstance(schedule, LRScheduler):
         if schedule.optimizer is not optimizer:
@@ -151,7 +152,7 @@ def _one(given: Any, optimizer: Optimizer, monitor: str | None) -> Scheduled:
         )
     elif len(rates := {float(group["lr"]) for group in optimizer.param_groups}) > 1:
         raise InvalidValueError(
-            f"schedules has {schedule!r}, which sets one learning rate, and the optimizer's groups have {sorted(rates)}; "
-            "expected the same. Use torch's LambdaLR, which multiplies each group's own."
+            f"schedules has {schedule!r}, which sets one learning rate, and the optimizer's groups have "
+            f"{sorted(rates)}; expected the same. Use torch's LambdaLR, which multiplies each group's own."
         )
     return scheduled

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from parhelion.errors import CheckpointMismatchError
+from parhelion.training import entries
 
 __all__ = [
     "check_part",
@@ -35,21 +36,16 @@ def is_own_part(part: Any) -> bool:
 
 
 def is_torchmetric(part: Any) -> bool:
-    """Return whether a part is a metric of torchmetrics, told by what it has, since the library may not be installed."""
+    """Return whether a part is a metric of torchmetrics, told by what it has: the library may not be installed."""
     return hasattr(part, "persistent") and hasattr(part, "_update_count")
 
 
 def walk(place: str, value: Any, kind: type[T]) -> Iterator[tuple[str, T]]:
-    """Yield what is of ``kind`` in ``value``, itself or what lists, tuples and dictionaries hold, each with its place."""
+    """Yield what is of ``kind`` in ``value``, itself or what lists, tuples and dictionaries hold, with its place."""
     if isinstance(value, kind):
         yield place, value
         return
-    inside: Any = {}
-    if isinstance(value, Mapping):
-        inside = value  # pyright: ignore[reportUnknownVariableType]
-    elif isinstance(value, (list, tuple)):
-        inside = dict(enumerate(value))  # pyright: ignore[reportUnknownArgumentType]
-    for key, each in inside.items():
+    for key, each in entries(value).items():
         yield from walk(f"{place}.{key}", each, kind)
 
 
@@ -97,7 +93,7 @@ def check_weights(where: str, part: nn.Module | nn.Parameter, state: Any, *, dty
     mine, theirs = _tensors(here), _tensors(there)  # pyright: ignore[reportUnknownArgumentType]
     # How much a metric has seen is part of its shapes.
     names = [*mine, *(name for name in theirs if name not in mine)]
-    metrics = () if isinstance(part, nn.Parameter) else tuple(_metric_prefixes(plain_module(part)))
+    metrics = () if isinstance(part, nn.Parameter) else tuple(name for name, _ in _metrics_in(plain_module(part)))
     found = (_difference(name, mine, theirs, dtypes=dtypes) for name in names if not name.startswith(metrics))
     differences = [each for each in found if each is not None]
     if differences:
@@ -125,15 +121,15 @@ def give_weights(where: str, part: nn.Module | nn.Parameter, state: Any) -> None
 
 
 def _keep_accumulators(module: nn.Module) -> None:
-    for each in module.modules():
-        if is_torchmetric(each):
-            each.persistent(mode=True)  # type: ignore[operator]  # pyright: ignore[reportCallIssue]
+    for _, metric in _metrics_in(module):
+        metric.persistent(mode=True)
 
 
-def _metric_prefixes(module: nn.Module) -> Iterator[str]:
-    for name, each in module.named_modules():
+def _metrics_in(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield torchmetrics' metrics in a module, each with what the names of its state begin with."""
+    for name, each in module.named_modules():  # pyright: ignore[reportUnknownVariableType] - torch leaves it untyped
         if is_torchmetric(each):
-            yield f"{name}." if name else ""
+            yield f"{name}." if name else "", each
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -176,17 +172,16 @@ def check_part(where: str, part: Any, state: Any) -> None:
     """Refuse a state that :func:`take_part` took from another kind of part.
 
     Raises:
-        CheckpointMismatchError: there is a part here and none there or the other way round, or it is of another kind, or an
-            optimizer has other parameters.
+        CheckpointMismatchError: there is a part here and none there or the other way round, or it is of another kind,
+            or an optimizer has other parameters.
     """
     if (part is None) != (state is None):
         here, there = ("none", "one") if part is None else ("one", "none")
         raise CheckpointMismatchError(f"the model has {here} and the checkpoint {there}: {where}. {_AS_IT_WAS}")
     if part is None:
         return
-    kind = type(part).__name__
-    if not isinstance(state, Mapping) or set(state) != {"kind", "state"} or state["kind"] != kind:
-        saved = state["kind"] if isinstance(state, Mapping) and "kind" in state else type(state).__name__
+    kind, saved = type(part).__name__, entries(state).get("kind")
+    if saved != kind:
         raise CheckpointMismatchError(f"{where} is of {kind} here and of {saved} in the checkpoint. {_AS_IT_WAS}")
     if isinstance(part, torch.optim.Optimizer):
         _check_optimizer(where, part, state["state"])
@@ -231,5 +226,9 @@ def _keep_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
         for parameter, index in zip(group["params"], saved["params"], strict=True):
             present = optimizer.state.get(parameter, {})
             for name, value in state["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and isinstance(present[name], Tensor) and present[name].dtype != value.dtype:
+                if (
+                    isinstance(value, Tensor)
+                    and isinstance(present[name], Tensor)
+                    and present[name].dtype != value.dtype
+                ):
                     present[name] = value.to(present[name].device, copy=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -61,11 +60,11 @@ class Trainer(CoreTrainer):
         InvalidValueError: (a ValueError) an argument cannot work; the message names it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the reference page fixes the arguments
         self,
         run_name: str = "",
         train_unit: TrainingUnit | str = TrainingUnit.EPOCH,
-        total_steps: int | float = 0,
+        total_steps: int | float = 0,  # noqa: PYI041 - as the reference page has it
         valid_frequency: int | None = None,
         chkpt_frequency: int | None = None,
         print_frequency: int | None = None,

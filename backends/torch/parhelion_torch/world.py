@@ -39,7 +39,7 @@ def discover_world() -> World:
         size = str(torch.distributed.get_world_size())
     if size != "1":
         raise InvalidValueError(
-            f"WORLD_SIZE is {size}; expected 1, since this release trains in one process. Start it without a launcher and "
-            "without a process group."
+            f"WORLD_SIZE is {size}; expected 1, since this release trains in one process. Start it without a launcher "
+            "and without a process group."
         )
     return World()

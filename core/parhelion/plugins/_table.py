@@ -38,7 +38,8 @@ class PluginTable(MutableMapping[str, Plugin]):
             raise InvalidTypeError(f"plugin {plug_id!r} is {plugin!r}; expected a parhelion.Plugin.")
         if plug_id != plugin.plug_id:
             raise InvalidValueError(
-                f"plugin id is {plug_id!r}; expected {plugin.plug_id!r}, the id of the plugin itself. Use register_plugin."
+                f"plugin id is {plug_id!r}; expected {plugin.plug_id!r}, the id of the plugin itself. "
+                "Use register_plugin."
             )
         present = self._plugins.get(plug_id)
         if present is plugin:

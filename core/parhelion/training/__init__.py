@@ -1,7 +1,7 @@
 """From batches to a trained model: state, plan, loop, model, trainer, metrics, schedules."""
 
-from . import _metrics as metrics
-from . import _schedules as schedules
+from . import _metrics as metrics  # noqa: F401  # pyright: ignore[reportUnusedImport] - a public name
+from . import _schedules as schedules  # noqa: F401  # pyright: ignore[reportUnusedImport] - a public name
 from ._attributes import Attributes as Attributes
 from ._attributes import put_attributes as put_attributes
 from ._events import BatchEnded as BatchEnded
@@ -36,5 +36,6 @@ from ._state import BatchSpan as BatchSpan
 from ._state import TrainingState as TrainingState
 from ._state import TrainingUnit as TrainingUnit
 from ._stateful import Stateful as Stateful
+from ._stateful import entries as entries
 from ._trainer import Trainer as Trainer
 from ._window import Window as Window

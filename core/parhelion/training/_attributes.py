@@ -1,4 +1,4 @@
-"""Attributes that a run has changed: counters, running values and hidden states that steps and hooks keep in ``self``."""
+"""Attributes that a run has changed: counters, running values and hidden states that steps keep in ``self``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from parhelion.errors import CheckpointMismatchError
 from ._stateful import SCALARS, entries
 
 __all__ = ["Attributes", "mark_array", "put_array", "put_attributes"]
+
+# Without narrowing: what is inside of something that is Any is Any.
+_is: Callable[[Any, Any], bool] = isinstance
 
 
 class Attributes:
@@ -80,8 +83,8 @@ def put_attributes(
     Args:
         objects: the objects by name.
         state: what is to be put where.
-        put: takes the present value, or None where another took its place, and the saved one; returns what the attribute
-            becomes.
+        put: takes the present value, or None where another took its place, and the saved one; returns what the
+            attribute becomes.
         strict: whether an object must be there for all of it.
 
     Raises:
@@ -90,8 +93,8 @@ def put_attributes(
     missing = [name for name in state if name not in objects]
     if missing and strict:
         raise CheckpointMismatchError(
-            f"the saved model has attributes of {', '.join(map(repr, missing))} and this one has no such part; expected "
-            "the same parts. Build the model as it was when it was saved."
+            f"the saved model has attributes of {', '.join(map(repr, missing))} and this one has no such part; "
+            "expected the same parts. Build the model as it was when it was saved."
         )
     for name, values in state.items():
         # Not setattr: a name in a file must not reach a descriptor.
@@ -101,25 +104,25 @@ def put_attributes(
 
 
 def mark_array(value: Any) -> Hashable | None:
-    """Return what tells one content of a NumPy array from another."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
+    """Return what tells one content of a NumPy array from another; None for what is no array of numbers."""
+    if not _is(value, np.ndarray) or value.dtype.kind not in "biufc":
         return None
     import xxhash  # noqa: PLC0415 - needed only where an attribute is an array
 
     content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-    return "ndarray", str(value.dtype), value.shape, xxhash.xxh3_128_hexdigest(content)
+    return "ndarray", str(value.dtype), value.shape, xxhash.xxh3_128_hexdigest(content.data)
 
 
 def put_array(present: Any, saved: Any) -> Any:
     """Return what an attribute becomes: the array that it is, with the saved content, where that is possible."""
-    if isinstance(present, np.ndarray) and isinstance(saved, np.ndarray) and present.shape == saved.shape:
+    if _is(present, np.ndarray) and _is(saved, np.ndarray) and present.shape == saved.shape:
         present[...] = saved
         return present
     return saved
 
 
 def _is_scalar(value: Any) -> bool:
-    if isinstance(value, np.generic):
+    if _is(value, np.generic):
         return value.dtype.kind in "biufcmMSU"
     return type(value) in SCALARS
 

@@ -68,5 +68,6 @@ def hook_table(plugins: Iterable[Plugin], model: Model) -> HookTable:
 
 def tell(table: HookTable, event: Event | None) -> None:
     """Call the hooks of an event, if there is one."""
-    for hook in () if event is None else table.get(type(event), ()):
-        hook(*event)
+    if event is not None:
+        for hook in table.get(type(event), ()):
+            hook(*event)

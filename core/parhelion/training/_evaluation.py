@@ -52,6 +52,6 @@ def evaluate(
     window.weight = 1
     if batches < (expected := source.shard.num_batches(source.size)):
         raise DataError(
-            f"the evaluation loader ended after {batches} of {expected} batches; expected every record. Its sampler and "
-            "its batches must have the same batch size."
+            f"the evaluation loader ended after {batches} of {expected} batches; expected every record. Its sampler "
+            "and its batches must have the same batch size."
         )

@@ -1,7 +1,7 @@
 """THE loop: one for both units and both backends.
 
-It is a generator of events. ``fit`` drains it; a user who wants control iterates over it. The unit changes only what the
-plan answers, the backend only what the work does. The loop never waits for the device by itself.
+It is a generator of events. ``fit`` drains it; a user who wants control iterates over it. The unit changes only what
+the plan answers, the backend only what the work does. The loop never waits for the device by itself.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class Loop:
         if not self.source.is_exhausted(self.state.position):
             raise DataError(
                 f"the training loader ended at record {self.state.offset} of {self.source.size} of epoch "
-                f"{self.state.epoch + 1}; expected batches to the epoch's end. Its sampler and its batches must have the "
-                "same batch size."
+                f"{self.state.epoch + 1}; expected batches to the epoch's end. Its sampler and its batches must have "
+                "the same batch size."
             )
         self.state = self.state.at_next_epoch()
         yield from self._settle()

@@ -41,8 +41,8 @@ class Model(ABC):
 
     Override :meth:`setup` and :meth:`train_step`, and any other hook. Saved and restored without a word are
 
-    * what :meth:`setup` assigns to ``self`` and has ``state_dict`` and ``load_state_dict`` (modules, optimizers, schedulers,
-      metrics), and random generators, also in lists and dicts;
+    * what :meth:`setup` assigns to ``self`` and has ``state_dict`` and ``load_state_dict`` (modules, optimizers,
+      schedulers, metrics), and random generators, also in lists and dicts;
     * attributes that change later and are numbers, strings, None, arrays, or lists, tuples and dicts with an array in
       them: counters, best values, running means, hidden states.
 
@@ -136,7 +136,9 @@ class Model(ABC):
             ParhelionError: no trainer runs this model.
         """
         if self._window is None:
-            raise ParhelionError(f"{name!r} was logged outside a run; log in the steps and hooks of Trainer.fit or test.")
+            raise ParhelionError(
+                f"{name!r} was logged outside a run; log in the steps and hooks of Trainer.fit or test."
+            )
         self._window.log(name, value, reduce)
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -278,7 +280,10 @@ class Model(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every part by the name of its attribute."""
-        return {name: gather_state(value, self.is_stateful_part, self.take_state) for name, value in self.stateful_parts().items()}
+        return {
+            name: gather_state(value, self.is_stateful_part, self.take_state)
+            for name, value in self.stateful_parts().items()
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any], fast_init: bool = False) -> None:
         """Continue from what :meth:`state_dict` returned.

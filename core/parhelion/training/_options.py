@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,35 @@ from ._state import TrainingUnit
 __all__ = ["TrainerOptions"]
 
 
-def _folder(name: str) -> Any:
-    """Return the field of an optional folder."""
-
-    def convert(value: str | Path | None) -> Path | None:
-        if value is None or isinstance(value, (str, Path)):
-            return None if value is None else Path(value)
-        raise InvalidTypeError(f"{name} is {value!r}; expected the path of a folder, or None.")
-
-    return attrs.field(default=None, converter=convert)
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    # Anything else comes to the check that follows as it is.
+    return Path(value) if isinstance(value, (str, os.PathLike)) else value
 
 
-def _check_flag(_: Any, attribute: attrs.Attribute[bool], value: Any) -> None:
+def _check_folder(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Path):
+        raise InvalidTypeError(f"{attribute.name} is {value!r}; expected the path of a folder, or None.")
+    if value.exists() and not value.is_dir():
+        raise InvalidValueError(
+            f"{attribute.name} is {str(value)!r}, a file; expected a folder, which may not exist yet."
+        )
+
+
+def _check_text(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, str):
+        raise InvalidTypeError(f"{attribute.name} is {value!r}; expected a string.")
+
+
+def _check_flag(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, bool):
         raise InvalidTypeError(f"{attribute.name} is {value!r}; expected True or False.")
 
 
-def _flag(default: bool) -> Any:
-    return attrs.field(default=default, validator=_check_flag)
+def _check_limit(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidValueError(f"{attribute.name} is {value!r}; expected an integer >= 1, or None for no limit.")
 
 
 def _seed(value: int | None) -> int:
@@ -44,7 +56,7 @@ def _seed(value: int | None) -> int:
 class TrainerOptions:
     """What a user decides about a trainer; see the backend's ``Trainer`` for each argument."""
 
-    run_name: str = ""
+    run_name: str = attrs.field(default="", validator=_check_text)
     train_unit: TrainingUnit | str = TrainingUnit.EPOCH
     total_steps: int | float = 0
     valid_frequency: int | None = None
@@ -53,45 +65,38 @@ class TrainerOptions:
     accumulation_steps: int = 1
     early_stop_cycles: int | None = None
     random_seed: int = attrs.field(default=None, converter=_seed)
-    enable_tensorboard: bool = _flag(False)
-    enable_file_logging: bool = _flag(False)
-    enable_progress_bar: bool = _flag(False)
-    chkpt_root: Path | None = _folder("chkpt_root")
-    log_path: Path | None = _folder("log_path")
-    run_path: Path | None = _folder("run_path")
-    src_root: Path | None = _folder("src_root")
-    import_prefix: str = ""
-    print_banner: bool = _flag(True)
+    enable_tensorboard: bool = attrs.field(default=False, validator=_check_flag)
+    enable_file_logging: bool = attrs.field(default=False, validator=_check_flag)
+    enable_progress_bar: bool = attrs.field(default=False, validator=_check_flag)
+    chkpt_root: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
+    log_path: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
+    run_path: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
+    src_root: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
+    import_prefix: str = attrs.field(default="", validator=_check_text)
+    print_banner: bool = attrs.field(default=True, validator=_check_flag)
     chkpt_every_iterations: int | None = None
     chkpt_every_seconds: float | None = None
-    chkpt_keep_last: int | None = None
-    limit_batches: int | None = None
-    dry_run: bool = _flag(False)
-    nan_guard: bool = _flag(True)
+    chkpt_keep_last: int | None = attrs.field(default=None, validator=_check_limit)
+    limit_batches: int | None = attrs.field(default=None, validator=_check_limit)
+    dry_run: bool = attrs.field(default=False, validator=_check_flag)
+    nan_guard: bool = attrs.field(default=True, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("run_name", "import_prefix"):
-            if not isinstance(getattr(self, name), str):
-                raise InvalidTypeError(f"{name} is {getattr(self, name)!r}; expected a string.")
         if "/" in self.run_name or self.run_name.startswith("."):
             raise InvalidValueError(
                 f"run_name is {self.run_name!r}; expected a name that can begin a folder's: no '/', no leading '.'."
             )
         self.plan()  # checks everything that it takes
-        for name in ("chkpt_keep_last", "limit_batches"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InvalidValueError(f"{name} is {value!r}; expected an integer >= 1, or None for no limit.")
-        for name in ("chkpt_root", "log_path", "run_path", "src_root"):
-            path = getattr(self, name)
-            if path is not None and path.exists() and not path.is_dir():
-                raise InvalidValueError(f"{name} is {str(path)!r}, a file; expected a folder, which may not exist yet.")
         if self.src_root is not None and not self.src_root.is_dir():
             raise InvalidValueError(f"src_root is {str(self.src_root)!r}; expected an existing folder of modules.")
         if self.enable_tensorboard and self.run_path is None:
-            raise InvalidValueError("enable_tensorboard is True and run_path is None; expected a folder for event files.")
+            raise InvalidValueError(
+                "enable_tensorboard is True and run_path is None; expected a folder for event files."
+            )
         if self.enable_file_logging and self.log_path is None:
-            raise InvalidValueError("enable_file_logging is True and log_path is None; expected a folder for log files.")
+            raise InvalidValueError(
+                "enable_file_logging is True and log_path is None; expected a folder for log files."
+            )
 
     def plan(self) -> Plan:
         """Return the plan that these options describe."""

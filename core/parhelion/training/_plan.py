@@ -29,9 +29,7 @@ def _count(minimum: int, *, optional: bool) -> Any:
             raise InvalidTypeError(f"{attribute.name} is {value!r}; expected an integer >= {minimum}{none}.")
         if value < minimum:
             never = " None means never." if optional else ""
-            raise InvalidValueError(
-                f"{attribute.name} is {value}; expected an integer >= {minimum}{none}.{never}"
-            )
+            raise InvalidValueError(f"{attribute.name} is {value}; expected an integer >= {minimum}{none}.{never}")
 
     return check
 

@@ -120,7 +120,7 @@ class Work(Protocol):
         """Whether the model or a plugin wants to stop; None when neither ever does."""
         ...
 
-    def prepare(self, batch: Any, state: TrainingState) -> Any:
+    def prepare(self, batch: Any, state: TrainingState, /) -> Any:
         """Place a batch and let plugins process it."""
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from parhelion.checkpoint import (
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
 from ._state import TrainingState
+from ._stateful import entries
 
 __all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "load_for_weights"]
 
@@ -44,7 +46,8 @@ def check_facts(saved: Mapping[str, Any], live: Mapping[str, Any], allow_changes
     """
     if isinstance(allow_changes, str):
         raise InvalidTypeError(
-            f"allow_changes is {allow_changes!r}; expected a collection of names. Write allow_changes=({allow_changes!r},)."
+            f"allow_changes is {allow_changes!r}; expected a collection of names. "
+            f"Write allow_changes=({allow_changes!r},)."
         )
     if unknown := sorted(set(allow_changes) - set(live)):
         raise InvalidValueError(f"allow_changes has {unknown}; expected some of {sorted(live)}.")
@@ -131,7 +134,9 @@ class CheckpointFolder:
             if entry.iteration > chosen.meta["global_iteration"]:
                 target = _free(entry.path.with_name(entry.path.name + ".superseded"))
                 entry.path.rename(target)
-                _log.warning("checkpoint %s is newer than the one resumed from; it is now %s", entry.path.name, target.name)
+                _log.warning(
+                    "checkpoint %s is newer than the one resumed from; it is now %s", entry.path.name, target.name
+                )
 
     def _set_aside_all(self) -> None:
         # A fresh run beside an old one's checkpoints would resume from those next time.
@@ -156,11 +161,11 @@ def _check_run(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: something else has.
     """
-    if isinstance(checkpoint.tree, dict) and {"state", "model", "facts"} <= set(checkpoint.tree):
+    if {"state", "model", "facts"} <= set(entries(checkpoint.tree)):
         return checkpoint
     raise CheckpointError(
-        f"checkpoint {checkpoint.path} holds no run; expected one that Trainer.fit has written. Name another one, or use "
-        "another chkpt_root."
+        f"checkpoint {checkpoint.path} holds no run; expected one that Trainer.fit has written. Name another one, or "
+        "use another chkpt_root."
     )
 
 
@@ -171,7 +176,7 @@ def find_checkpoint(folder: CheckpointFolder | None, resume: str | Path) -> Chec
         InvalidTypeError: ``resume`` is neither a word nor a path.
         InvalidValueError: there is no folder, and ``resume`` needs one.
     """
-    if not isinstance(resume, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+    if not isinstance(resume, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
         raise InvalidTypeError(f"resume is {resume!r}; expected 'auto', 'must', 'never' or the path of a checkpoint.")
     if folder is not None:
         return folder.find(resume)
@@ -187,7 +192,7 @@ def load_for_weights(path: str | Path, arrays: ArrayAdapter | None) -> dict[str,
         InvalidTypeError: ``path`` is no path.
         CheckpointError: the checkpoint is damaged, or holds no run.
     """
-    if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+    if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
         raise InvalidTypeError(f"init_from is {path!r}; expected the path of a checkpoint.")
     model: dict[str, Any] = _check_run(load_checkpoint(path, arrays)).tree["model"]
     return model

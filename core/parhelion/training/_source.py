@@ -49,8 +49,8 @@ class Source:
             sampler = ResumableSequentialSampler(self._ready)
         if not isinstance(sampler, ResumableSampler):
             raise InvalidTypeError(
-                f"the sampler of a loader is {sampler!r}; expected a ResumableSampler, which can begin anywhere. Return "
-                "(loader, sampler) from the data module, or a list of ready batches."
+                f"the sampler of a loader is {sampler!r}; expected a ResumableSampler, which can begin anywhere. "
+                "Return (loader, sampler) from the data module, or a list of ready batches."
             )
         if not isinstance(loader, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidTypeError(f"a loader is {loader!r}; expected an iterable of batches.")
@@ -61,8 +61,8 @@ class Source:
         if self._ready is not None:
             if sampler.batch_size != 1:
                 raise InvalidValueError(
-                    f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since its "
-                    "records are whole batches."
+                    f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since "
+                    "its records are whole batches."
                 )
             shard = Shard()
         self.shard = shard

@@ -13,6 +13,7 @@ from parhelion.errors import CheckpointMismatchError
 __all__ = [
     "SCALARS",
     "Stateful",
+    "entries",
     "gather_state",
     "generator_state",
     "has_state",

@@ -12,7 +12,6 @@ from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
 from parhelion.errors import InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin, PluginTable
-from parhelion.sampling import Position
 from parhelion.seeds import derive
 
 from ._dispatch import hook_table, tell
@@ -301,15 +300,17 @@ class Trainer:
             )
         if not self._loop.state.is_update:
             raise ParhelionError(
-                "save_checkpoint was called in the middle of an accumulation group, whose gradients no checkpoint holds. "
-                "Save where state.is_update is True."
+                "save_checkpoint was called in the middle of an accumulation group, whose gradients no checkpoint "
+                "holds. Save where state.is_update is True."
             )
         folder, name = self._folder(self._run.model), None
         if path is not None:
             folder = CheckpointFolder(Path(path).parent, self._name(self._run.model), None, self._parts.arrays)
             name = Path(path).name
         if folder is None:
-            raise InvalidValueError("path is None and the trainer has no chkpt_root; expected one of them. Pass a path.")
+            raise InvalidValueError(
+                "path is None and the trainer has no chkpt_root; expected one of them. Pass a path."
+            )
         return self._run.write(self._loop.state, folder, name)
 
     def request_stop(self, reason: str = "interrupted") -> None:

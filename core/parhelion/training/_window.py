@@ -48,8 +48,7 @@ class Window:
             return
         if isinstance(outcome, (str, bytes, list, tuple)):
             raise InvalidTypeError(
-                f"a step returned {type(outcome).__name__} {outcome!r}; expected None, a scalar loss, or a mapping from "  # pyright: ignore[reportUnknownArgumentType]
-                "names to scalars."
+                f"a step returned {outcome!r}; expected None, a scalar loss, or a mapping from names to scalars."
             )
         self.log("loss", outcome)
 
