@@ -1,6 +1,6 @@
 """Train once without a break, once killed in the middle of an epoch and started again; compare the two runs.
 
-    python examples/digits/demo.py --out runs/digits-demo
+python examples/digits/demo.py --out runs/digits-demo
 """
 
 from __future__ import annotations

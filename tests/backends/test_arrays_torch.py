@@ -41,15 +41,11 @@ def random_bits(dtype, *shape):
     generator = torch.Generator().manual_seed(0)
     size = dtype.itemsize
     high = 2 if dtype is torch.bool else 256
-    return (
-        torch.randint(0, high, (*shape, size), generator=generator, dtype=torch.uint8).view(dtype).squeeze(-1)
-    )
+    return torch.randint(0, high, (*shape, size), generator=generator, dtype=torch.uint8).view(dtype).squeeze(-1)
 
 
 def test_every_dtype_of_torch_is_either_saved_or_refused():
-    dtypes = {
-        str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)
-    }
+    dtypes = {str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)}
     assert dtypes == set(_DTYPES) | (UNSAVABLE & dtypes)
 
 
@@ -208,9 +204,7 @@ def test_a_state_dict_keeps_its_type_and_module_versions(tmp_path):
     ],
 )
 def test_a_tensor_without_bytes_of_its_own_is_refused_by_path(make, what, way_out):
-    with pytest.raises(
-        UnsavableValueError, match=rf"^model\.w\[1\] is {what}.*; expected a dense tensor.*{way_out}"
-    ):
+    with pytest.raises(UnsavableValueError, match=rf"^model\.w\[1\] is {what}.*; expected a dense tensor.*{way_out}"):
         flatten({"model": {"w": [0, make()]}}, Arrays())
 
 
@@ -237,9 +231,7 @@ def test_a_subclass_is_refused_rather_than_stripped():
 
 
 def test_without_the_adapter_the_message_names_it():
-    with pytest.raises(
-        UnsavableValueError, match=r"^w is a value of type torch\.Tensor; .*the backend's adapter"
-    ):
+    with pytest.raises(UnsavableValueError, match=r"^w is a value of type torch\.Tensor; .*the backend's adapter"):
         flatten({"w": torch.ones(2)})
 
 
@@ -255,13 +247,9 @@ def test_without_an_adapter_tensors_come_back_as_host_values(tmp_path):
 
 def test_a_dtype_that_this_torch_lacks_is_told():
     host = HostArray("float6_e3m2", (1,), np.zeros(1, np.uint8))
-    with pytest.raises(
-        CheckpointMismatchError, match=r"dtype is 'float6_e3m2'; expected one that torch .* has"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"dtype is 'float6_e3m2'; expected one that torch .* has"):
         Arrays().decode(host)
-    with pytest.raises(
-        CheckpointMismatchError, match=r"^model\.w is an array of float6_e3m2 .*Use a newer torch"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"^model\.w is an array of float6_e3m2 .*Use a newer torch"):
         unflatten({"model": {"w": ["array", "w"]}}, {"w": host}, Arrays())
 
 

@@ -11,11 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 backend = pytest.importorskip("parhelion_torch")
 
-from support import torch_case as case  # noqa: E402
-
 import parhelion as ph  # noqa: E402
 from parhelion.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from parhelion.errors import CheckpointMismatchError, CheckpointVersionError, CollateError, RecordError  # noqa: E402
+from support import torch_case as case  # noqa: E402
 
 
 class Numbers:

@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from support.torch_case import Points
 from torch.utils.data import get_worker_info
 
 import parhelion as ph
 from parhelion.errors import RecordError
 from parhelion.sampling import Position
 from parhelion_torch import create_dataloader
+from support.torch_case import Points
 
 pytestmark = pytest.mark.processes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.compare import last_tree, rows, same
 
 pytest.importorskip("parhelion_torch")
@@ -50,10 +52,8 @@ def run(root: Path, workers: int, steps: int, schedule: str, point: str = "nowhe
         output, _ = process.communicate(timeout=120)
     finally:
         # Workers of a killed process, if any are left.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     if point == "nowhere":
         assert process.returncode == 0, output
     return process.returncode

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.torch_case import Data, Explicit
 
 import parhelion as ph
 import parhelion_torch as backend
+from support.torch_case import Data, Explicit
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -211,9 +211,7 @@ def test_an_unknown_name_is_answered_with_near_ones(create, name, message):
     ],
     ids=["schedule", "metric"],
 )
-def test_what_is_registered_for_torch_shadows_the_core_and_does_not_leak_into_it(
-    scoped, child, parent, create
-):
+def test_what_is_registered_for_torch_shadows_the_core_and_does_not_leak_into_it(scoped, child, parent, create):
     name = parent.names()[0]
     theirs = parent.get(name)
     scoped(child).register(lambda: "mine", name=name)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.compare import last_tree, rows, same
 
 import parhelion as ph
 from parhelion.checkpoint import list_checkpoints
+from support.compare import last_tree, rows, same
 
 EPOCHS = 3
 
@@ -96,7 +96,9 @@ def test_two_resumes_in_a_row_and_the_epochs_after(case, tmp_path, unit) -> None
         seen += part.seen
     assert seen == model.seen
     assert rows(walker.history) == rows(trainer.history)
-    assert same(last_tree(tmp_path / "parts" / "net", case.adapter), last_tree(tmp_path / "whole" / "net", case.adapter))
+    assert same(
+        last_tree(tmp_path / "parts" / "net", case.adapter), last_tree(tmp_path / "whole" / "net", case.adapter)
+    )
 
 
 def test_a_finished_run_does_no_step_and_says_so(case, tmp_path, caplog) -> None:
@@ -113,7 +115,9 @@ def test_a_larger_total_goes_on(case, tmp_path) -> None:
     _, first = run(case, tmp_path / "parts", schedule="epoch", steps=1, workers=0, total_steps=1)
     again, second = run(case, tmp_path / "parts", schedule="epoch", steps=1, workers=2)
     assert first.seen + second.seen == model.seen
-    assert same(last_tree(tmp_path / "parts" / "net", case.adapter), last_tree(tmp_path / "whole" / "net", case.adapter))
+    assert same(
+        last_tree(tmp_path / "parts" / "net", case.adapter), last_tree(tmp_path / "whole" / "net", case.adapter)
+    )
     assert again.state == whole.state
 
 
@@ -199,7 +203,9 @@ def test_must_insists_never_starts_anew_and_a_path_is_taken(case, tmp_path) -> N
 def test_another_experiment_is_refused_unless_allowed(case, tmp_path, change, name, values) -> None:
     run(case, tmp_path, schedule="none", steps=1, workers=0, total_steps=1)
     options = {"total_steps": 2, "chkpt_root": tmp_path, **change}
-    with pytest.raises(ph.ParhelionError, match=rf"belongs to another experiment: {name} is {values} when it was saved"):
+    with pytest.raises(
+        ph.ParhelionError, match=rf"belongs to another experiment: {name} is {values} when it was saved"
+    ):
         case.make_trainer(**options).fit(case.make_model("none"), case.Data(0))
     assert case.make_trainer(**options).fit(case.make_model("none"), case.Data(0), allow_changes=(name,))
 

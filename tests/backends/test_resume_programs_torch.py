@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.compare import last_tree, rows, same
 from torch import nn
 
 import parhelion as ph
 import parhelion_torch as backend
 from parhelion.checkpoint import list_checkpoints
+from support.compare import last_tree, rows, same
 
 SIZE, BATCH = 12, 4
 STOPS = (1, 4, 6, 8)  # after the first update, in the second epoch, at its end, in the third
@@ -352,7 +352,9 @@ def test_what_is_drawn_made_or_reset_when_training_starts(tmp_path) -> None:
 
         def loss(self, batch: Any) -> torch.Tensor:
             self.total += 1
-            far = sum((a - b).square().sum() for a, b in zip(self.net.parameters(), self.reference.parameters(), strict=True))
+            far = sum(
+                (a - b).square().sum() for a, b in zip(self.net.parameters(), self.reference.parameters(), strict=True)
+            )
             logits = self.net(batch["x"]) + self.offset + 0.01 * self.total
             return nn.functional.cross_entropy(logits, batch["label"]) + 0.1 * far
 
@@ -470,7 +472,20 @@ def test_a_plugin_that_draws_changes_no_split_of_the_data_and_no_weights(tmp_pat
 
 # -- optimizers and schedulers ----------------------------------------------------------------------------------------
 
-OPTIMIZERS = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+OPTIMIZERS = [
+    "ASGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -11,10 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 backend = pytest.importorskip("parhelion_torch")
 
-from support import torch_case as case  # noqa: E402
-
 from parhelion.checkpoint import list_checkpoints  # noqa: E402
 from parhelion.tracking import read_history  # noqa: E402
+from support import torch_case as case  # noqa: E402
 
 
 @pytest.mark.parametrize(

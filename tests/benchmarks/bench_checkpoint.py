@@ -23,9 +23,7 @@ META = {"run_name": "bench", "global_epoch": 1, "global_iteration": 1}
 def make_state(megabytes, arrays):
     rng = np.random.default_rng(0)
     size = megabytes * 1_000_000 // arrays // 4
-    return {
-        f"layer_{index:03d}.weight": rng.standard_normal(size, dtype=np.float32) for index in range(arrays)
-    }
+    return {f"layer_{index:03d}.weight": rng.standard_normal(size, dtype=np.float32) for index in range(arrays)}
 
 
 def write_floor(state, path):
@@ -87,12 +85,8 @@ def main():
     with tempfile.TemporaryDirectory(dir=options.dir) as root:
         rounds = [one_round(state, Path(root)) for _ in range(options.rounds + 1)][1:]
     median = {case: statistics.median(times[case] for times in rounds) for case in rounds[0]}
-    floors = {"save": "write + fsync"} | {
-        f"verified load, {kind}": f"read, {kind}" for kind in ("warm", "cold")
-    }
-    print(
-        f"{options.megabytes} MB in {options.arrays} arrays, medians of {options.rounds} interleaved rounds\n"
-    )
+    floors = {"save": "write + fsync"} | {f"verified load, {kind}": f"read, {kind}" for kind in ("warm", "cold")}
+    print(f"{options.megabytes} MB in {options.arrays} arrays, medians of {options.rounds} interleaved rounds\n")
     print("| case | ms | floor | ms | ratio |")
     print("|---|---|---|---|---|")
     for case, floor in floors.items():

@@ -1,6 +1,6 @@
 """What `import parhelion` costs over `import numpy`: seconds of CPU in a fresh interpreter, files warm.
 
-    python tests/benchmarks/bench_import.py [--rounds 15] [--json FILE]
+python tests/benchmarks/bench_import.py [--rounds 15] [--json FILE]
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a training loop costs per step, over a bare Python loop: 20 000 ready batches in memory, on the CPU.
 
-"empty": the step does nothing but count. "real": an MLP 32-64-10 with SGD on batches of 64. The clock runs from the first
-call of the step to the end of the last one, so set-up and tear-down do not count. Every measurement has a process of its own;
-rounds go through all peers in turn, so that a busy moment hits all alike. A peer that is not installed is left out.
+"empty": the step does nothing but count. "real": an MLP 32-64-10 with SGD on batches of 64. The clock runs from the
+first call of the step to the end of the last one, so set-up and tear-down do not count. Every measurement has a process
+of its own; rounds go through all peers in turn, so that a busy moment hits all alike. A peer that is not installed is
+left out.
 
     python tests/benchmarks/bench_loop.py [--rounds 7] [--json FILE]
 """
@@ -59,7 +60,10 @@ def make_batches(count: int) -> list[Any]:
 
     rng = np.random.default_rng(0)
     distinct = [
-        {"x": torch.from_numpy(rng.standard_normal((64, 32), np.float32)), "y": torch.from_numpy(rng.integers(0, 10, 64))}
+        {
+            "x": torch.from_numpy(rng.standard_normal((64, 32), np.float32)),
+            "y": torch.from_numpy(rng.integers(0, 10, 64)),
+        }
         for _ in range(NUM_DISTINCT)
     ]
     return [distinct[k % NUM_DISTINCT] for k in range(count)]
@@ -332,7 +336,9 @@ def main() -> int:
 
 def print_table(mode: str, found: dict[str, list[list[float]]]) -> None:
     """Print medians, and what is over the bare loop of the same round."""
-    print(f"\n### One {mode} step, us\n\n| loop | CPU, median | over the bare loop | best | wall, median |\n|---|---|---|---|---|")
+    print(f"\n### One {mode} step, us\n")
+    print("| loop | CPU, median | over the bare loop | best | wall, median |")
+    print("|---|---|---|---|---|")
     floor = found["bare loop"]
     for name, rounds in found.items():
         over = [mine[1] - base[1] for mine, base in zip(rounds, floor, strict=True)]

@@ -1,6 +1,6 @@
 """Run every benchmark and print its tables.
 
-    python tests/benchmarks/run.py [--quick]
+python tests/benchmarks/run.py [--quick]
 """
 
 from __future__ import annotations

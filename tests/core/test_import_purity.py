@@ -21,7 +21,12 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 def imported() -> set[str]:
     path = os.pathsep.join(filter(None, sys.path))
     process = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", CODE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert process.returncode == 0, process.stderr
     return set(process.stdout.split())

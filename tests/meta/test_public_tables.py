@@ -22,8 +22,8 @@ PACKAGES = [*ROOMS, "parhelion_torch"]
 PROMISED = {
     "parhelion": """
         DatasetSplit DataLoaderParams Dataset DataModule DATASET_REGISTRY COLLATE_FN_REGISTRY create_dataset
-        create_collate_fn TrainingUnit TrainingState get_trainer_safe_types_for_load register_trainer_types_for_safe_load
-        find_last_checkpoint Plugin UniquePluginOverrides PLUGIN_REGISTRY create_plugin Registry get_default_seed
+        create_collate_fn TrainingUnit TrainingState get_trainer_safe_types_for_load
+        register_trainer_types_for_safe_load find_last_checkpoint Plugin UniquePluginOverrides PLUGIN_REGISTRY create_plugin Registry get_default_seed
         update_all_registries sample_rng sample_scope schedules metrics
     """,
     "parhelion.data": """
@@ -48,25 +48,90 @@ PROMISED = {
     """,
 }
 
-TRAINER_ARGUMENTS = """
-    run_name train_unit total_steps valid_frequency chkpt_frequency print_frequency accumulation_steps
-    enable_cudnn_benchmark enable_deterministic early_stop_cycles use_cpu gpus random_seed enable_tensorboard
-    enable_file_logging enable_progress_bar chkpt_root log_path run_path src_root import_prefix print_banner
-""".split()
+TRAINER_ARGUMENTS = [
+    "run_name",
+    "train_unit",
+    "total_steps",
+    "valid_frequency",
+    "chkpt_frequency",
+    "print_frequency",
+    "accumulation_steps",
+    "enable_cudnn_benchmark",
+    "enable_deterministic",
+    "early_stop_cycles",
+    "use_cpu",
+    "gpus",
+    "random_seed",
+    "enable_tensorboard",
+    "enable_file_logging",
+    "enable_progress_bar",
+    "chkpt_root",
+    "log_path",
+    "run_path",
+    "src_root",
+    "import_prefix",
+    "print_banner",
+]
 
-MODEL_MEMBERS = """
-    setup train eval train_step valid_step test_step on_training_start on_training_end on_training_epoch_start
-    on_training_epoch_end on_training_batch_start on_training_batch_end on_validation_start on_validation_end
-    on_validation_batch_start on_validation_batch_end on_testing_start on_testing_end on_testing_batch_start
-    on_testing_batch_end have_metrics_improved should_training_stop should_save_checkpoint load_for_testing state_dict
-    load_state_dict trained_state_dict append_metadata_to_chkpt_name save_name trainer device rank is_distributed
-""".split()
+MODEL_MEMBERS = [
+    "setup",
+    "train",
+    "eval",
+    "train_step",
+    "valid_step",
+    "test_step",
+    "on_training_start",
+    "on_training_end",
+    "on_training_epoch_start",
+    "on_training_epoch_end",
+    "on_training_batch_start",
+    "on_training_batch_end",
+    "on_validation_start",
+    "on_validation_end",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_testing_start",
+    "on_testing_end",
+    "on_testing_batch_start",
+    "on_testing_batch_end",
+    "have_metrics_improved",
+    "should_training_stop",
+    "should_save_checkpoint",
+    "load_for_testing",
+    "state_dict",
+    "load_state_dict",
+    "trained_state_dict",
+    "append_metadata_to_chkpt_name",
+    "save_name",
+    "trainer",
+    "device",
+    "rank",
+    "is_distributed",
+]
 
-PLUGIN_MEMBERS = """
-    unique_overrides is_distributed map_loc device rank trainer configure_trainer configure_model setup on_training_start
-    process_training_batch on_training_end on_validation_start process_validation_batch on_validation_end
-    should_training_stop load_state_dict state_dict on_testing_start process_testing_batch on_testing_end
-""".split()
+PLUGIN_MEMBERS = [
+    "unique_overrides",
+    "is_distributed",
+    "map_loc",
+    "device",
+    "rank",
+    "trainer",
+    "configure_trainer",
+    "configure_model",
+    "setup",
+    "on_training_start",
+    "process_training_batch",
+    "on_training_end",
+    "on_validation_start",
+    "process_validation_batch",
+    "on_validation_end",
+    "should_training_stop",
+    "load_state_dict",
+    "state_dict",
+    "on_testing_start",
+    "process_testing_batch",
+    "on_testing_end",
+]
 
 
 @pytest.mark.parametrize(("package", "names"), [(p, n) for p, names in PROMISED.items() for n in [names.split()]])
@@ -85,7 +150,17 @@ def test_models_and_plugins_have_every_member_of_the_pages() -> None:
 
     assert [name for name in MODEL_MEMBERS if not hasattr(torch_backend.Model, name)] == []
     assert [name for name in PLUGIN_MEMBERS if not hasattr(parhelion.Plugin, name)] == []
-    for name in "model datamodule local_rank rank gpu_ids train_exceptions test_exceptions plugins queue".split():
+    for name in [
+        "model",
+        "datamodule",
+        "local_rank",
+        "rank",
+        "gpu_ids",
+        "train_exceptions",
+        "test_exceptions",
+        "plugins",
+        "queue",
+    ]:
         assert isinstance(inspect.getattr_static(torch_backend.Trainer, name), property)
 
 

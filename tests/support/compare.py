@@ -15,24 +15,21 @@ CLOCKS = ("samples_per_second", "time")
 
 def same(one: Any, other: Any) -> bool:
     """Whether two trees of state are the same bits."""
-    if hasattr(one, "__array__"):
-        if type(one) is not type(other):
-            return False
-        if "bfloat16" in f"{one.dtype}{other.dtype}":  # NumPy has none; every value of it is one of float32
-            if one.dtype != other.dtype:
-                return False
-            one, other = one.float(), other.float()
-        one, other = np.asarray(one), np.asarray(other)
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     if type(one) is not type(other):
         return False
+    if hasattr(one, "__array__"):
+        return one.dtype == other.dtype and _content(one) == _content(other)
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float):
-        return struct.pack("d", one) == struct.pack("d", other)
-    return one == other
+    return struct.pack("d", one) == struct.pack("d", other) if isinstance(one, float) else one == other
+
+
+def _content(array: Any) -> tuple[Any, bytes]:
+    # NumPy has no bfloat16; every value of it is one of float32.
+    plain = np.asarray(array.float() if "bfloat16" in str(array.dtype) else array)
+    return plain.shape, plain.tobytes()
 
 
 def rows(history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """A training process that is killed with SIGKILL at a named point; run as a script by the kill tests.
 
-    python killed_run.py ROOT WORKERS STEPS SCHEDULE POINT ITERATION
+python killed_run.py ROOT WORKERS STEPS SCHEDULE POINT ITERATION
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ def main(root: str, workers: str, steps: str, schedule: str, point: str, iterati
             # Seen from the data's side: the whole process dies while a batch is being made.
             case.Points.__getitem__ = dying_getitem(case.Points.__getitem__, int(iteration))
         assert trainer.fit(model, case.Data(int(workers))), trainer.error
-    weights = {name: value.tolist() for name, value in model.trained_state_dict().items()} if schedule != "hook" else {
-        name: value.tolist() for name, value in model.net.state_dict().items()
-    }
+    weights = (
+        {name: value.tolist() for name, value in model.trained_state_dict().items()}
+        if schedule != "hook"
+        else {name: value.tolist() for name, value in model.net.state_dict().items()}
+    )
     (Path(root) / "result.json").write_text(json.dumps({"weights": weights, "history": trainer.history}))
 
 

@@ -123,8 +123,7 @@ def encode_meta(meta: Mapping[str, Any]) -> Json:
     for key, kind in (("run_name", str), ("global_epoch", int), ("global_iteration", int)):
         if key not in meta:
             raise InvalidValueError(
-                f"meta has the entries {', '.join(map(repr, meta)) or 'none'}; expected {key!r} among them. "
-                "Add it."
+                f"meta has the entries {', '.join(map(repr, meta)) or 'none'}; expected {key!r} among them. Add it."
             )
         if type(meta[key]) is not kind:
             raise InvalidTypeError(f"meta[{key!r}] is {meta[key]!r}; expected {kind.__name__}. Convert it.")
@@ -136,9 +135,7 @@ def encode_meta(meta: Mapping[str, Any]) -> Json:
     return node
 
 
-def manifest_bytes(
-    meta: Json, tree: Json, arrays: Mapping[str, ArrayEntry], files: Mapping[str, FileEntry]
-) -> bytes:
+def manifest_bytes(meta: Json, tree: Json, arrays: Mapping[str, ArrayEntry], files: Mapping[str, FileEntry]) -> bytes:
     """Return the content of ``manifest.json``; ``meta`` and ``tree`` are already JSON."""
     sections = {
         "format": _dumps(FORMAT),
@@ -195,8 +192,7 @@ def read_manifest(folder: Path) -> Manifest:
 def damaged(folder: Path, what: str) -> DamagedCheckpointError:
     """Return the error that says what is wrong with the checkpoint in ``folder``."""
     return DamagedCheckpointError(
-        f"checkpoint {folder} is damaged: {what}. Resume from another one; load_newest takes the newest "
-        "good one."
+        f"checkpoint {folder} is damaged: {what}. Resume from another one; load_newest takes the newest good one."
     )
 
 

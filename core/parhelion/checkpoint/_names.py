@@ -61,9 +61,7 @@ def _check_text(name: str, what: str) -> None:
         )
     size = len(os.fsencode(name))
     if size > _LONGEST:
-        raise InvalidValueError(
-            f"{what} is {size} bytes long; expected at most {_LONGEST}. Shorten {name!r}."
-        )
+        raise InvalidValueError(f"{what} is {size} bytes long; expected at most {_LONGEST}. Shorten {name!r}.")
 
 
 def is_set_aside(name: str) -> bool:

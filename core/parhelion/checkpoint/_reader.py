@@ -141,9 +141,7 @@ def _memory(sizes: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
         yield slab[start : start + size]
 
 
-def _read_array(
-    folder: Path, stream: FileIO, name: str, row: ArrayEntry, data: npt.NDArray[np.uint8]
-) -> HostArray:
+def _read_array(folder: Path, stream: FileIO, name: str, row: ArrayEntry, data: npt.NDArray[np.uint8]) -> HostArray:
     state, position = hasher(), 0
     while position < row.size:
         chunk = data[position : position + _CHUNK].data

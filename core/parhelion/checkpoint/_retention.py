@@ -141,12 +141,7 @@ def _children(root: Path | str | None) -> Iterator[Path]:
 def _folders(root: Path | str | None) -> Iterator[Path]:
     """Yield what may be a checkpoint. A link is none: it would count twice, and be deleted through."""
     for path in _children(root):
-        if (
-            not path.name.startswith(".")
-            and not is_set_aside(path.name)
-            and path.is_dir()
-            and not path.is_symlink()
-        ):
+        if not path.name.startswith(".") and not is_set_aside(path.name) and path.is_dir() and not path.is_symlink():
             yield path
 
 

@@ -139,9 +139,7 @@ def _undo_on_failure(*paths: Path) -> Generator[None]:
         raise
 
 
-def _write_arrays(
-    folder: Path, shard: str, arrays: Mapping[str, HostArray]
-) -> tuple[dict[str, ArrayEntry], FileEntry]:
+def _write_arrays(folder: Path, shard: str, arrays: Mapping[str, HostArray]) -> tuple[dict[str, ArrayEntry], FileEntry]:
     header, starts = lay_out(arrays)
     size = len(header) + sum(array.data.size for array in arrays.values())
     entries: dict[str, ArrayEntry] = {}

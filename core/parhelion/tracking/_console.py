@@ -102,9 +102,7 @@ def banner_text(lines: Mapping[str, str]) -> str:
     }
     shown = {name: " ".join(text.split()) for name, text in (known | dict(lines)).items()}
     width = max(map(len, shown))
-    return "\n".join(
-        [f"Parhelion {version}", *(f"  {name:<{width}}  {text}" for name, text in shown.items())]
-    )
+    return "\n".join([f"Parhelion {version}", *(f"  {name:<{width}}  {text}" for name, text in shown.items())])
 
 
 class _ConsoleHandler(RunHandler):

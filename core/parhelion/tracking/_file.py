@@ -119,7 +119,7 @@ class _TextHandler(logging.FileHandler, RunHandler):
         self.addFilter(lambda record: not hasattr(record, STEP_ATTRIBUTE))
         self._failing = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's signature
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's signature
         if self._failing:
             return
         self._failing = True

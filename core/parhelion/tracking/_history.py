@@ -82,9 +82,7 @@ class JsonlHistory:
         """
         step, row = check_step(step), plain_row(values)
         if self._file is None:
-            raise InvalidValueError(
-                f"the history {str(self.path)!r} is not open; expected start() before log()."
-            )
+            raise InvalidValueError(f"the history {str(self.path)!r} is not open; expected start() before log().")
         if step < self._step:
             raise InvalidValueError(
                 f"step is {step}; expected {self._step} or later, the step of the last row "

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 _LABEL_WIDTH = 12
 _EPOCHS = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 _EPOCHS_OPEN = "{desc} [{elapsed}]"
-_ITERATIONS = (
-    "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-)
+_ITERATIONS = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _ITERATIONS_OPEN = "{desc} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
@@ -86,9 +84,7 @@ class ProgressBar:
         """
         if self._epochs is None:
             return
-        self._epochs.set_description_str(
-            _label(epoch_text({"epoch": epoch}, self._num_epochs)), refresh=False
-        )
+        self._epochs.set_description_str(_label(epoch_text({"epoch": epoch}, self._num_epochs)), refresh=False)
         if self._first_epoch is None:
             # What was done before this process must not count in the time that is left.
             self._first_epoch = epoch

@@ -25,9 +25,7 @@ def check_step(step: Any) -> int:
     if isinstance(step, bool) or not isinstance(step, _INTEGERS):
         raise InvalidTypeError(f"step is {step!r}; expected an integer >= 0.")
     if step < 0:
-        raise InvalidValueError(
-            f"step is {step}; expected an integer >= 0. A fresh run is announced with None."
-        )
+        raise InvalidValueError(f"step is {step}; expected an integer >= 0. A fresh run is announced with None.")
     return int(step)
 
 
@@ -47,8 +45,7 @@ def plain_row(values: Mapping[str, Any]) -> dict[str, float]:
             raise InvalidTypeError(f"the name of a value is {name!r}; expected a string.")
         if name == "step":
             raise InvalidValueError(
-                "a value is named 'step'; expected any other name, that one is the row's own. Rename "
-                "the value."
+                "a value is named 'step'; expected any other name, that one is the row's own. Rename the value."
             )
         row[name] = _number(name, value)
     return row

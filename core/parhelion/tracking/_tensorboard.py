@@ -97,9 +97,7 @@ class TensorBoardTracker:
         """
         step, row = check_step(step), plain_row(values)
         if self._file is None or self._format is None:
-            raise InvalidValueError(
-                f"run_path {str(self.run_path)!r} is not open; expected start() before log()."
-            )
+            raise InvalidValueError(f"run_path {str(self.run_path)!r} is not open; expected start() before log().")
         if step != self._step:
             self._step, self._written = step, set()
         scalars = [scalar for scalar in self._format.scalars(row) if scalar not in self._written]

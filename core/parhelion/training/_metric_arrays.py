@@ -70,9 +70,7 @@ def spread_mask(mask: Any, shape: tuple[int, ...]) -> Mask:
     """Return the mask for every element of ``shape``."""
     mask = np.asarray(mask)
     if mask.dtype != np.bool_:
-        raise InvalidTypeError(
-            f"mask is of {mask.dtype}; expected bool, True for a real record. Pass mask != 0."
-        )
+        raise InvalidTypeError(f"mask is of {mask.dtype}; expected bool, True for a real record. Pass mask != 0.")
     return spread(mask, shape)
 
 
@@ -101,8 +99,7 @@ def check_range(what: str, found: Integers, num_classes: int) -> None:
     wrong = found[(found < 0) | (found >= num_classes)]
     if wrong.size:
         raise InvalidValueError(
-            f"{what} hold {wrong[0]}; expected 0 to {num_classes - 1}. "
-            "Leave records without a class out with mask=."
+            f"{what} hold {wrong[0]}; expected 0 to {num_classes - 1}. Leave records without a class out with mask=."
         )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable  # noqa: TC003 - a field's type can be asked for at run time
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, overload
 
@@ -327,9 +327,7 @@ class chain(Schedule):
 
     def __attrs_post_init__(self) -> None:
         if not self.parts:
-            raise InvalidValueError(
-                "parts of chain is empty; expected at least one pair (num_updates, schedule)."
-            )
+            raise InvalidValueError("parts of chain is empty; expected at least one pair (num_updates, schedule).")
         for i, (num_updates, schedule) in enumerate(self.parts):
             check_count(f"num_updates of chain part {i}", num_updates, 1)
             check_schedule(f"schedule of chain part {i}", schedule)

@@ -88,10 +88,7 @@ def test_loaded_arrays_are_writable_aligned_and_own_their_memory(tmp_path):
 
 def test_arrays_larger_than_what_is_read_or_allocated_at_once_survive(tmp_path):
     rng = np.random.default_rng(0)
-    tree = {
-        f"w{size}": rng.integers(0, 256, size, dtype=np.uint8)
-        for size in (5_000_001, 4_999_999, 9_000_003, 3)
-    }
+    tree = {f"w{size}": rng.integers(0, 256, size, dtype=np.uint8) for size in (5_000_001, 4_999_999, 9_000_003, 3)}
     back = load_checkpoint(save_checkpoint(tmp_path, "c", tree, META)).tree
     for name, array in tree.items():
         np.testing.assert_array_equal(back[name], array)

@@ -121,19 +121,14 @@ print(load_newest(root).path.name, len(os.listdir(root)))
         check=True,
     )
     first, second = done.stdout.splitlines()
-    assert (
-        "r_epoch_1_iter_2 could not be written (File too large); expected a writable folder with room"
-        in first
-    )
+    assert "r_epoch_1_iter_2 could not be written (File too large); expected a writable folder with room" in first
     assert first.endswith(f"| OSError {errno.EFBIG}")
     assert second == "r_epoch_1_iter_1 1"
 
 
 def test_a_root_that_cannot_be_a_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        CheckpointError, match=r"file/c could not be written \(.*\); expected a writable folder"
-    ):
+    with pytest.raises(CheckpointError, match=r"file/c could not be written \(.*\); expected a writable folder"):
         save_checkpoint(tmp_path / "file", "c", 1, META)
     with pytest.raises(CheckpointError, match=r"file could not be written \(Not a directory\)"):
         save_checkpoint(tmp_path, "file", 1, META)

@@ -92,18 +92,14 @@ def test_a_missing_file_is_named(folder, file):
 def test_arrays_of_another_checkpoint_are_found(tmp_path):
     one, two = save(tmp_path, 1), save(tmp_path, 2)
     (one / SHARD).write_bytes((two / SHARD).read_bytes())
-    with pytest.raises(
-        DamagedCheckpointError, match=r"the array w in .* is not what was written \(its hash differs\)"
-    ):
+    with pytest.raises(DamagedCheckpointError, match=r"the array w in .* is not what was written \(its hash differs\)"):
         load_checkpoint(one)
 
 
 def test_the_message_says_what_is_wrong_and_a_way_out(folder, sound):
     (folder / SHARD).write_bytes(sound[SHARD][:100])
     size = len(sound[SHARD])
-    with pytest.raises(
-        DamagedCheckpointError, match=rf"{SHARD} has 100 bytes instead of {size}\. .*load_newest"
-    ):
+    with pytest.raises(DamagedCheckpointError, match=rf"{SHARD} has 100 bytes instead of {size}\. .*load_newest"):
         load_checkpoint(folder)
     (folder / SHARD).write_bytes(b"\x00" + sound[SHARD][1:])
     with pytest.raises(DamagedCheckpointError, match=rf"the header of {SHARD} is not what was written"):
@@ -124,9 +120,7 @@ def test_a_disk_that_cannot_read_is_damage_and_a_missing_permission_is_not(folde
     with pytest.raises(DamagedCheckpointError, match=r"manifest\.json cannot be read \(Input/output error\)"):
         load_checkpoint(folder)
     monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read \(manifest\.json: Permission denied\)"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"cannot be read \(manifest\.json: Permission denied\)") as caught:
         load_newest(folder.parent)
     assert not isinstance(caught.value, DamagedCheckpointError)
 

@@ -21,10 +21,7 @@ from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidVa
 def there_and_back(tree, adapter=None):
     skeleton, arrays = flatten(tree, adapter)
     text = json.dumps(skeleton, allow_nan=False)
-    copies = {
-        name: HostArray(each.dtype, each.shape, each.data.copy(), each.strides)
-        for name, each in arrays.items()
-    }
+    copies = {name: HostArray(each.dtype, each.shape, each.data.copy(), each.strides) for name, each in arrays.items()}
     return unflatten(json.loads(text), copies, adapter)
 
 
@@ -54,9 +51,7 @@ def same(one, other):  # noqa: PLR0911 - one line per kind reads best
 
 
 any_text = st.text(st.characters(exclude_categories=()))
-any_float = (
-    st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack(">d", struct.pack(">Q", bits))[0]) | st.floats()
-)
+any_float = st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack(">d", struct.pack(">Q", bits))[0]) | st.floats()
 zones = st.none() | st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(dt.timezone)
 plain = st.one_of(
     st.none(),
@@ -288,9 +283,7 @@ def test_an_adapter_that_cannot_take_an_array_is_told_by_path():
 
 def test_a_dtype_that_numpy_lacks_is_told_by_path():
     host = HostArray("<f99", (1,), np.zeros(8, np.uint8))
-    with pytest.raises(
-        CheckpointMismatchError, match=r"^x has the dtype '<f99'; expected one that NumPy knows"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"^x has the dtype '<f99'; expected one that NumPy knows"):
         unflatten({"x": ["ndarray", "x"]}, {"x": host})
 
 
@@ -329,9 +322,7 @@ def test_strides_with_gaps_overlaps_or_a_wrong_number_are_not_dense():
 
 @pytest.mark.parametrize("strides", [(1000, 1), (0, 0), (3, 1), (-1, 2)])
 def test_strides_that_would_leave_the_memory_are_refused(strides):
-    with pytest.raises(
-        InvalidValueError, match=r"strides of an array of shape \(2, 3\) are .*; expected a dense"
-    ):
+    with pytest.raises(InvalidValueError, match=r"strides of an array of shape \(2, 3\) are .*; expected a dense"):
         HostArray("float32", (2, 3), np.zeros(24, np.uint8), strides)
 
 

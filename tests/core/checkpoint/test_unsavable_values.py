@@ -72,9 +72,7 @@ def test_the_message_names_path_value_and_way_out(value, what, way_out):
 
 @pytest.mark.parametrize("key", [Color.RED, b"x", (1, b"x"), frozenset()])
 def test_a_key_of_another_type_is_refused_by_path(key):
-    with pytest.raises(
-        UnsavableValueError, match=r"^a\.b has a key of type .*; expected str, int, float, bool"
-    ):
+    with pytest.raises(UnsavableValueError, match=r"^a\.b has a key of type .*; expected str, int, float, bool"):
         flatten({"a": {"b": {key: 1}}})
 
 
@@ -87,9 +85,7 @@ def test_a_member_of_a_set_is_refused_by_path():
 def test_a_cycle_is_refused_by_path(wrap):
     outer = []
     outer.append(wrap(outer))
-    with pytest.raises(
-        UnsavableValueError, match=r"^a\[0\]\S+ is a container that holds itself; .*break the cycle"
-    ):
+    with pytest.raises(UnsavableValueError, match=r"^a\[0\]\S+ is a container that holds itself; .*break the cycle"):
         flatten({"a": outer})
 
 

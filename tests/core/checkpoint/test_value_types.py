@@ -114,17 +114,13 @@ def test_no_code_outside_the_list_can_be_named():
 def test_a_missing_field_takes_the_default_and_an_unknown_one_is_an_error():
     register_value_type(State, name="State")
     assert unflatten(["value", "State", {"step": 3}], {}) == State(3)
-    with pytest.raises(
-        CheckpointMismatchError, match=r"^s has the field 'extra'; expected one of step, _hidden"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"^s has the field 'extra'; expected one of step, _hidden"):
         unflatten({"s": ["value", "State", {"step": 3, "extra": 1}]}, {})
 
 
 def test_fields_that_the_class_refuses_are_told_by_path():
     register_value_type(State, name="State")
-    with pytest.raises(
-        CheckpointMismatchError, match=r"^s has the fields parts; expected what State accepts \(Type"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"^s has the fields parts; expected what State accepts \(Type"):
         unflatten({"s": ["value", "State", {"parts": ["list"]}]}, {})
 
 
@@ -133,9 +129,7 @@ def test_a_member_or_a_flag_that_is_gone_is_told_by_path():
     register_value_type(Access, name="Access")
     with pytest.raises(CheckpointMismatchError, match=r"^c is Color\.BLUE; expected one of RED, GREEN"):
         unflatten({"c": ["enum", "Color", "BLUE"]}, {})
-    with pytest.raises(
-        CheckpointMismatchError, match=r"^a is Access\(64\); expected a combination of its flags"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"^a is Access\(64\); expected a combination of its flags"):
         unflatten({"a": ["flag", "Access", 64]}, {})
 
 
@@ -173,9 +167,7 @@ def test_a_class_defined_anew_takes_the_place_of_the_former():
 
 def test_two_classes_cannot_share_a_name():
     register_value_type(State, name="thing")
-    with pytest.raises(
-        DuplicateNameError, match=r"value type name 'thing' is taken by .*State.*; names are unique"
-    ):
+    with pytest.raises(DuplicateNameError, match=r"value type name 'thing' is taken by .*State.*; names are unique"):
         register_value_type(Settings, name="thing")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.plain import make_trainer
 
 import parhelion as ph
 from parhelion.plugins import PluginTable
+from support.plain import make_trainer
 
 
 class Quiet(ph.Plugin):

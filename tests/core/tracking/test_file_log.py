@@ -250,9 +250,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error_at_the_start(tmp_path):
 
 def test_what_is_no_row_is_refused(tmp_path):
     log = FileLog(tmp_path / "run.log")
-    with pytest.raises(
-        InvalidValueError, match=r"the log '.*' is not open; expected start\(\) before log\(\)"
-    ):
+    with pytest.raises(InvalidValueError, match=r"the log '.*' is not open; expected start\(\) before log\(\)"):
         log.log(1, {})
     with pytest.raises(InvalidTypeError, match="step is None; expected an integer >= 0"):
         log.log(None, {})

@@ -70,9 +70,7 @@ def test_numbers_of_numpy_and_0d_arrays_are_plain_numbers(tmp_path):
 @given(
     steps=STEPS,
     stop=st.integers(0, 70),
-    junk=st.sampled_from(
-        [b"", b"{", b'{"step": 9', b'{"step": 999, "loss": 0.', b"\0\0\0", b"\0\n\xff\xfe\n\0"]
-    ),
+    junk=st.sampled_from([b"", b"{", b'{"step": 9', b'{"step": 999, "loss": 0.', b"\0\0\0", b"\0\n\xff\xfe\n\0"]),
     block=st.sampled_from([1, 7, 40, 1 << 16]),
     more=st.lists(st.integers(1, 9), max_size=4),
 )
@@ -103,9 +101,7 @@ def test_only_the_end_of_a_long_file_is_read_at_a_resume(tmp_path, monkeypatch):
     path = tmp_path / "h.jsonl"
     written(path, None, [(step, {"loss": 0.5}) for step in range(5000)])
     parsed = []
-    monkeypatch.setattr(
-        _history, "_parse", lambda line, parse=_history._parse: parsed.append(line) or parse(line)
-    )
+    monkeypatch.setattr(_history, "_parse", lambda line, parse=_history._parse: parsed.append(line) or parse(line))
     history = JsonlHistory(path)
     history.start(4990)
     history.close()
@@ -132,9 +128,7 @@ def test_a_second_row_of_a_step_is_merged_into_the_first(tmp_path):
 
 def test_a_merged_row_that_is_shorter_leaves_one_whole_line(tmp_path):
     path = tmp_path / "h.jsonl"
-    assert written(path, None, [(1, {"loss": 0.123456789012345}), (1, {"loss": 1})]) == [
-        {"step": 1, "loss": 1}
-    ]
+    assert written(path, None, [(1, {"loss": 0.123456789012345}), (1, {"loss": 1})]) == [{"step": 1, "loss": 1}]
     assert path.read_bytes().endswith(b" 1}" + b" " * 16 + b"\n")
     assert written(path, 1, [(1, {"a": 1}), (2, {})]) == [{"step": 1, "loss": 1, "a": 1}, {"step": 2}]
 
@@ -250,9 +244,7 @@ def test_closing_writes_what_a_full_disk_refused(tmp_path, full_disk):
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "h.jsonl"
     path.write_bytes(b'{"step": 1}\n{"loss": 2}\n{"step": 3}\n')
-    with pytest.raises(
-        InvalidValueError, match=r"line 2 of '.*h.jsonl' is b'\{\"loss\": 2\}'; expected a JSON object"
-    ):
+    with pytest.raises(InvalidValueError, match=r"line 2 of '.*h.jsonl' is b'\{\"loss\": 2\}'; expected a JSON object"):
         read_history(path)
     path.write_bytes(b'[1]\n\n{"step": 3}\n')
     with pytest.raises(InvalidValueError, match="line 1 of"):

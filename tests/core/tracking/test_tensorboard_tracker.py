@@ -257,9 +257,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error_at_the_start(tmp_path):
 
 def test_what_is_no_row_is_refused(tmp_path):
     tracker = TensorBoardTracker(tmp_path)
-    with pytest.raises(
-        InvalidValueError, match=r"run_path '.*' is not open; expected start\(\) before log\(\)"
-    ):
+    with pytest.raises(InvalidValueError, match=r"run_path '.*' is not open; expected start\(\) before log\(\)"):
         tracker.log(1, {})
     tracker.start(None)
     with pytest.raises(InvalidTypeError, match="the value 'loss' is 'low'; expected a real number"):

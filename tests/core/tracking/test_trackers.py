@@ -92,9 +92,7 @@ def test_what_cannot_be_written_is_said_once_and_again_when_it_can(events, caplo
 
 def test_any_other_error_is_raised_once_the_others_have_their_row(events):
     mistake = ZeroDivisionError("a mistake")
-    trackers = Trackers(
-        [Fake(events, "a", mistake), Fake(events, "b", ValueError("another")), Fake(events, "c")]
-    )
+    trackers = Trackers([Fake(events, "a", mistake), Fake(events, "b", ValueError("another")), Fake(events, "c")])
     with pytest.raises(ZeroDivisionError, match="a mistake"):
         trackers.log(1, {})
     with pytest.raises(ValueError, match="another"):
@@ -114,8 +112,7 @@ def test_a_full_disk_costs_the_history_no_row_and_is_told_on_the_console(tmp_pat
     out, err = capsys.readouterr()
     assert out == "iteration 1  loss 1\niteration 2  loss 2\nJsonlHistory can write again.\n"
     assert err == (
-        "error: JsonlHistory cannot write: [Errno 27] File too large. "
-        "The run goes on without it until it can.\n"
+        "error: JsonlHistory cannot write: [Errno 27] File too large. The run goes on without it until it can.\n"
     )
 
 

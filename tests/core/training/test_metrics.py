@@ -261,9 +261,7 @@ class TestEveryMetric:
         before = metric.state_dict()
         with pytest.raises(InvalidValueError, match=r"state of \w+ has the keys \['kind'\]; expected \["):
             metric.load_state_dict({"kind": "Median"})
-        with pytest.raises(
-            InvalidValueError, match=r"kind in the state of \w+ is 'Median'; expected '\w+'\."
-        ):
+        with pytest.raises(InvalidValueError, match=r"kind in the state of \w+ is 'Median'; expected '\w+'\."):
             metric.load_state_dict({**before, "kind": "Median"})
         restored = make()
         restored.load_state_dict(before)
@@ -458,13 +456,9 @@ class TestAccuracy:
         assert math.isnan(metric.compute())
 
     def test_another_top_k_is_neither_merged_nor_loaded(self):
-        with pytest.raises(
-            InvalidValueError, match=r"Accuracy to merge has \{'top_k': 5\}; expected \{'top_k': 1"
-        ):
+        with pytest.raises(InvalidValueError, match=r"Accuracy to merge has \{'top_k': 5\}; expected \{'top_k': 1"):
             Accuracy().merge(Accuracy(top_k=5))
-        with pytest.raises(
-            InvalidValueError, match=r"top_k in the state of Accuracy is 5; expected 1\. Make the"
-        ):
+        with pytest.raises(InvalidValueError, match=r"top_k in the state of Accuracy is 5; expected 1\. Make the"):
             Accuracy().load_state_dict(Accuracy(top_k=5).state_dict())
 
 

@@ -100,13 +100,7 @@ def scale(value):
     """Return the largest of the floats that a schedule is made of."""
     if isinstance(value, float):
         return abs(value)
-    inner = (
-        value
-        if isinstance(value, tuple)
-        else attrs.astuple(value, recurse=False)
-        if attrs.has(type(value))
-        else ()
-    )
+    inner = value if isinstance(value, tuple) else attrs.astuple(value, recurse=False) if attrs.has(type(value)) else ()
     return max(map(scale, inner), default=0.0)
 
 

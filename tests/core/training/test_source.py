@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.plain import Records
 
 import parhelion as ph
 from parhelion.data import Loader
 from parhelion.sampling import ResumableRandomSampler, ResumableSequentialSampler, Shard, Tail
 from parhelion.training import Source
+from support.plain import Records
 
 
 def source(size: int, batch: int, steps: int = 1, tail: Tail = Tail.PAD, limit: int | None = None) -> Source:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.plain import Data, Descent, make_trainer
 
 import parhelion as ph
 from parhelion.errors import NonFiniteLossError
+from support.plain import Data, Descent, make_trainer
 
 
 class Witness(Descent):
@@ -272,7 +272,9 @@ def test_no_steps_trains_nothing_and_says_so(caplog) -> None:
     assert "total_steps is 0, so nothing is trained" in caplog.text
 
 
-@pytest.mark.parametrize(("number", "reason", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "preempted", 75)])
+@pytest.mark.parametrize(
+    ("number", "reason", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "preempted", 75)]
+)
 def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(tmp_path, number, reason, code) -> None:
     class Struck(Descent):
         def train_step(self, batch, state):
