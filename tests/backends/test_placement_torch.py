@@ -160,8 +160,7 @@ def test_values_come_back_as_floats_whatever_their_dtype() -> None:
 def test_a_held_value_keeps_no_graph() -> None:
     loss = (torch.ones(3, requires_grad=True) ** 2).sum()
     held = Placement(CPU).hold(loss)
-    assert held.grad_fn is None
-    assert held.item() == 3
+    assert (type(held), held) == (float, 3.0)
 
 
 @pytest.mark.parametrize("value", [torch.ones(3), torch.ones(0), torch.tensor(1j), np.ones(2), "3.5", [1.0], None])

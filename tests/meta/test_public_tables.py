@@ -23,8 +23,8 @@ PROMISED = {
     "parhelion": """
         DatasetSplit DataLoaderParams Dataset DataModule DATASET_REGISTRY COLLATE_FN_REGISTRY create_dataset
         create_collate_fn TrainingUnit TrainingState get_trainer_safe_types_for_load
-        register_trainer_types_for_safe_load find_last_checkpoint Plugin UniquePluginOverrides PLUGIN_REGISTRY create_plugin Registry get_default_seed
-        update_all_registries sample_rng sample_scope schedules metrics
+        register_trainer_types_for_safe_load find_last_checkpoint Plugin UniquePluginOverrides PLUGIN_REGISTRY
+        create_plugin Registry get_default_seed update_all_registries sample_rng sample_scope schedules metrics
     """,
     "parhelion.data": """
         DatasetSplit DataLoaderParams Dataset DataModule DATASET_REGISTRY COLLATE_FN_REGISTRY create_dataset

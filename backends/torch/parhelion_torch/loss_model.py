@@ -179,7 +179,7 @@ class LossModel(Model):
         share.backward()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
         if state.is_update:
             self._update(state)
-        return loss.detach()
+        return loss
 
     def _update(self, state: TrainingState) -> None:
         """Step the optimizer on what the group has accumulated."""

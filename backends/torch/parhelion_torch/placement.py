@@ -112,13 +112,15 @@ class Placement:
     def hold(self, value: Any) -> Any:
         """Return a scalar as it can be kept for a while: still on the device, without a graph behind it.
 
+        On the host there is nothing to wait for, and a number is lighter to keep than a tensor.
+
         Raises:
             InvalidTypeError: it is no scalar.
         """
         if isinstance(value, Tensor):
             if value.numel() != 1 or value.is_complex():
                 raise InvalidTypeError(f"it is a tensor of {value.dtype} and shape {tuple(value.shape)}; {_SCALAR}")
-            return value.detach()
+            return value.item() if value.is_cpu else value.detach()
         if isinstance(value, (int, float)):
             return value
         array: Any = value if _is(value, (np.generic, np.ndarray)) else None
