@@ -52,6 +52,11 @@ class Named(dict):
         return list(self)
 
 
+class Batch(list):
+    def first(self) -> Any:
+        return self[0]
+
+
 def tensors_of(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
@@ -73,6 +78,7 @@ NESTED = {
     "slots": Slotted([X]),
     "ordered": collections.OrderedDict(a=X, b="text"),
     "subclass": Named(x=X),
+    "list subclass": Batch([X]),
     "default": collections.defaultdict(list, x=X),
 }
 
@@ -88,10 +94,13 @@ def test_every_tensor_in_nested_containers_is_moved_and_their_kinds_stay(kind) -
     assert all(each.device == CPU for each in before)  # the batch itself is not changed
     if kind == "subclass":
         assert moved.names() == ["x"]
+    if kind == "list subclass":
+        assert moved.first() is moved[0]
     if kind == "default":
         assert moved["new"] == []
     if kind == "dataclass":
         assert (moved.note, moved.kind) == ("b", "record")
+        assert set(vars(moved)) == {"x", "note"}  # what belongs to the class stays there
 
 
 @pytest.mark.parametrize("kind", NESTED)

@@ -119,7 +119,7 @@ class LossModel(Model):
         for each in [module, *self.modules().values(), *self.metrics.values()]:
             if isinstance(each, nn.Module):  # also metrics, where they are torchmetrics'
                 each.to(device)
-        self._average, self._trained, self._scaler, self._scheduled = None, None, None, []
+        self._average, self._trained, self._scaler, self._scheduled, self._best = None, None, None, [], None
         if self._ema_decay is not None:
             average: Any = get_ema_multi_avg_fn(self._ema_decay)  # type: ignore[no-untyped-call]
             self._average = AveragedModel(plain_module(module), multi_avg_fn=average)
@@ -298,7 +298,6 @@ class LossModel(Model):
             "scaler": take_part(self._scaler),
             "schedules": [take_part(scheduled) for scheduled in self._scheduled],
             "metrics": {name: take_part(metric) for name, metric in self.metrics.items()},
-            "best": self._best,
             "parts": super().state_dict(),
         }
 
@@ -320,7 +319,6 @@ class LossModel(Model):
             give_weights("average", self._average, state_dict["average"])
         for what, part, state in self._parts_and_states(state_dict):
             give_part(what, part, state)
-        self._best = state_dict["best"]
 
     def _parts_and_states(self, state_dict: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         """Return what each of this class's own parts is called, the part, and its state."""

@@ -173,7 +173,13 @@ class Model(CoreModel):
 
     def describe(self) -> Mapping[str, str]:
         """Return the number of parameters; shared ones count once."""
-        return {"parameters": f"{_count_parameters(self.stateful_parts()):,}"}
+        return {"parameters": f"{self._count_parameters():,}"}
+
+    def _count_parameters(self) -> int:
+        found = {id(each): each for module in self.modules().values() for each in module.parameters()}
+        for place, value in self.stateful_parts().items():
+            found |= {id(each): each for _, each in walk(place, value, nn.Parameter)}
+        return sum(each.numel() for each in found.values())
 
 
 def _weights_in(place: str, value: Any) -> Iterator[nn.Module | nn.Parameter]:
@@ -181,12 +187,3 @@ def _weights_in(place: str, value: Any) -> Iterator[nn.Module | nn.Parameter]:
     found: list[nn.Module | nn.Parameter] = [each for _, each in walk(place, value, nn.Module)]
     found += [each for _, each in walk(place, value, nn.Parameter)]
     yield from filter(has_weights, found)
-
-
-def _count_parameters(parts: Mapping[str, Any]) -> int:
-    found: dict[int, nn.Parameter] = {}
-    for place, value in parts.items():
-        for part in _weights_in(place, value):
-            of_part = [part] if isinstance(part, nn.Parameter) else part.parameters()
-            found |= {id(each): each for each in of_part}
-    return sum(each.numel() for each in found.values())

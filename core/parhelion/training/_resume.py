@@ -121,7 +121,7 @@ class CheckpointFolder:
         }
         path = save_checkpoint(self.path, name, tree, meta, self.arrays)
         if self.keep_last is not None:
-            prune(self.path, self.keep_last, protect)
+            prune(self.path, self.keep_last, [self.path / each for each in protect])
         return path
 
     def name_for(self, state: TrainingState) -> str:
@@ -132,11 +132,11 @@ class CheckpointFolder:
         # Left in place, a later "auto" would take one of them for the newest of the run that goes on from here.
         for entry in list_checkpoints(self.path):
             if entry.iteration > chosen.meta["global_iteration"]:
-                target = _free(entry.path.with_name(entry.path.name + ".superseded"))
+                # A folder further down, where no checkpoint is looked for.
+                target = _free(self.path / "superseded" / entry.path.name)
+                target.parent.mkdir(exist_ok=True)
                 entry.path.rename(target)
-                _log.warning(
-                    "checkpoint %s is newer than the one resumed from; it is now %s", entry.path.name, target.name
-                )
+                _log.warning("checkpoint %s is newer than the one resumed from; it is now %s", entry.path.name, target)
 
     def _set_aside_all(self) -> None:
         # A fresh run beside an old one's checkpoints would resume from those next time.

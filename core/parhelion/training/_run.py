@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parhelion.checkpoint import Checkpoint
+from parhelion.checkpoint import Checkpoint, flatten
 from parhelion.data import DataModule
 from parhelion.plugins import Plugin
 from parhelion.seeds import derive
@@ -269,6 +269,15 @@ class Run:
 
     def _checkpoint_name(self, folder: CheckpointFolder, state: TrainingState) -> str:
         return self.model.append_metadata_to_chkpt_name(folder.name_for(state))
+
+    def check_savable(self, state: TrainingState) -> None:
+        """Refuse at the start what a checkpoint could not hold; the first one may be hours away.
+
+        Raises:
+            UnsavableValueError: a value has no place in a checkpoint; names where it is.
+        """
+        if self._folder is not None:
+            flatten(self.snapshot(state), self._parts.arrays)
 
     def snapshot(self, state: TrainingState) -> dict[str, Any]:
         """Return everything that a resumed run needs, as one tree."""

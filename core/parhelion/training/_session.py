@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from parhelion.data import DataModule
@@ -59,7 +59,8 @@ def session(
     window = Window(parts.placement, guard=options.nan_guard)
     datamodule.trainer = trainer
     model.attach(trainer, window)
-    with parts.switches():
+    # A test or a prediction is no part of a run, so what the user's own code draws goes on where it was.
+    with parts.switches(), parts.randomness.aside() if fast_init else nullcontext():
         if options.src_root is not None:
             update_all_registries(options.src_root, import_prefix=options.import_prefix)
         seed("preparation")
@@ -76,6 +77,7 @@ def session(
             datamodule.setup()
             if not is_ready:
                 seed("model")
+                model.validated = {}
                 model.setup(fast_init)
                 model.finish_setup(fast_init)
             model.train()

@@ -371,6 +371,7 @@ class Trainer:
                 tell(table, next(events, None))
             if checkpoint is not None:
                 run.restore(checkpoint.tree)
+            run.check_savable(begin)
             if folder is not None:
                 folder.make_way(resume, checkpoint)
             reporting = self._report(run, source, checkpoint, begin, stack)
