@@ -31,7 +31,10 @@ def test_the_order_is_the_neutral_one(name):
         assert samplers[0].name == samplers[1].name
 
 
-def test_the_registry_shadows_the_neutral_one_and_falls_back_to_it():
+def test_the_registry_shadows_the_neutral_one_and_falls_back_to_it(monkeypatch):
+    # The registry is the whole process's: what is registered here goes when the test does.
+    monkeypatch.setattr(sampling.SAMPLER_REGISTRY, "_entries", dict(sampling.SAMPLER_REGISTRY._entries))
+
     @sampling.SAMPLER_REGISTRY.register(name="only neutral")
     class Neutral(sampling.ResumableSequentialSampler):
         pass
