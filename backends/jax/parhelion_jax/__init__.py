@@ -1,0 +1,1 @@
+"""Parhelion on JAX."""
