@@ -21,6 +21,7 @@ def test_a_mark_changes_with_the_content_and_with_the_object() -> None:
     assert mark_tensor(x) != before
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # said once per process
 def test_what_a_checkpoint_cannot_hold_or_keeps_otherwise_has_no_mark() -> None:
     with torch.inference_mode():
         inference = torch.ones(2)

@@ -16,7 +16,7 @@ from parhelion.training import BackendParts, Model, Trainer, TrainerOptions
 class Here:
     """Batches stay where they are."""
 
-    def place(self, batch: Any) -> Any:
+    def place(self, batch: Any, *, shared: bool = False) -> Any:
         return batch
 
     def hold(self, value: Any) -> Any:
@@ -44,6 +44,11 @@ class Alone:
     rank = 0
     local_rank = 0
     size = 1
+
+    def barrier(self) -> None: ...
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
 
 def parts(**changes: Any) -> BackendParts:

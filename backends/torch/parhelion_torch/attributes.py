@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from parhelion.checkpoint import register_value_type
-from parhelion.training import Attributes, entries, put_attributes
+from parhelion.training import Attributes, OnDevice, entries, put_attributes
 
 __all__ = ["ModuleAttributes", "mark_tensor", "pack", "put_module_attributes", "unpack"]
 
-
-@attrs.frozen
-class OnDevice:
-    """A tensor that was on the accelerator when it was saved; one that was on the host goes back there."""
-
-    tensor: Any
-
-
-register_value_type(OnDevice, name="parhelion_torch.OnDevice")
 
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance
@@ -56,7 +45,7 @@ def unpack(present: Any, saved: Any, device: torch.device) -> Any:
         device: where tensors go that were on the accelerator.
     """
     if _is(saved, OnDevice):
-        saved = saved.tensor.to(device)
+        saved = saved.array.to(device)
     if _is(saved, Tensor):
         return _filled(present, saved)
     if not _is(saved, (dict, list, tuple)):

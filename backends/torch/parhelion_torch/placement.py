@@ -98,8 +98,8 @@ class Placement:
         self.device = device
         self._on_cpu = device.type == "cpu"
 
-    def place(self, batch: Any) -> Any:
-        """Return the host batch with every array in it as a tensor on the device."""
+    def place(self, batch: Any, *, shared: bool = False) -> Any:
+        """Return the host batch with every array in it as a tensor on the device, whether or not it is shared."""
         if self._on_cpu and _is(batch, dict):
             # The common case costs a look: a dictionary of tensors that are where they should be.
             for value in batch.values():

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+import attrs
 import numpy as np
 
+from parhelion.checkpoint import register_value_type
 from parhelion.errors import CheckpointMismatchError
 
 from ._stateful import SCALARS, entries
 
-__all__ = ["Attributes", "mark_array", "put_array", "put_attributes"]
+__all__ = ["Attributes", "OnDevice", "mark_array", "put_array", "put_attributes"]
+
+
+@attrs.frozen
+class OnDevice:
+    """A framework's array in an attribute that was on an accelerator when it was saved, and goes back there."""
+
+    array: Any
+
+
+# One name for all backends, so that each can open what another wrote.
+register_value_type(OnDevice, name="parhelion.OnDevice")
 
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance

@@ -17,7 +17,7 @@ __all__ = ["evaluate"]
 
 def evaluate(
     source: Source,
-    prepare: Callable[[Any, int], Any],
+    prepare: Callable[[Any, int, bool], Any],
     step: Callable[[Any, int], Any],
     window: Window,
     started: Callable[[int], Event],
@@ -29,7 +29,7 @@ def evaluate(
 
     Args:
         source: the split.
-        prepare: places a batch and lets plugins process it.
+        prepare: places a batch, given its number and whether it is incomplete, and lets plugins process it.
         step: the model's step.
         window: where values go.
         started: makes the event in front of a step.
@@ -43,7 +43,7 @@ def evaluate(
     for number, (span, batch) in enumerate(passes):
         window.weight = span.num_records
         window.iteration = number
-        prepared = prepare(batch, number)
+        prepared = prepare(batch, number, span.num_records < source.shard.global_batch)
         yield started(number)
         window.add(step(prepared, number))
         yield ended(number)

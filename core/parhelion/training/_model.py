@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from parhelion.errors import CheckpointMismatchError, InvalidValueError, ParhelionError
 
 from ._attributes import Attributes, mark_array, put_array, put_attributes
 from ._state import TrainingState
 from ._stateful import (
+    SCALARS,
     gather_state,
     generator_state,
     has_state,
@@ -21,6 +22,9 @@ from ._stateful import (
     scatter_state,
 )
 from ._window import Reduce, Window
+
+if TYPE_CHECKING:
+    from ._weights import WeightMap
 
 __all__ = ["Model"]
 
@@ -55,6 +59,7 @@ class Model(ABC):
         save_name: names the folder of this model's checkpoints.
 
     Attributes:
+        weight_map: how names and layouts of weights map to another backend's, to go on from its checkpoints.
         monitor: the validation value that says which checkpoint is the best; None for none. Set, it is saved whenever
             :meth:`have_metrics_improved` says yes, and kept.
         validated: the values of the last validation, there before :meth:`have_metrics_improved` is asked.
@@ -72,6 +77,7 @@ class Model(ABC):
         self._trainer: _Owner | None = None
         self._window: Window | None = None
         self._attributes: Attributes | None = None
+        self.weight_map: WeightMap | None = None
         self.monitor: str | None = None
         self.validated: dict[str, float] = {}
 
@@ -178,6 +184,21 @@ class Model(ABC):
         Returns:
             None, a scalar loss, or a mapping from names to scalars.
         """
+
+    def train_steps(self, batches: Sequence[Any], states: Sequence[TrainingState]) -> Any:
+        """Train on several host batches in one call, for backends that can (``steps_per_execution``).
+
+        Args:
+            batches: as the loader and the plugins made them; not on the device yet.
+            states: the state that counts each.
+
+        Returns:
+            None, a vector of losses, or a mapping from names to vectors: an element for each batch.
+        """
+
+    def can_train_together(self) -> bool:
+        """Return whether :meth:`train_steps` is there."""
+        return False
 
     def valid_step(self, batch: Any, step: int) -> Any:
         """Validate on one batch, the ``step``-th of the pass; returns what :meth:`train_step` may return."""
@@ -360,6 +381,15 @@ class Model(ABC):
         """
         put_attributes({"": self}, state, self.put_value, strict=not fast_init)
 
+    def put_foreign_attributes(self, state: Mapping[str, Any]) -> None:
+        """Put back the numbers and strings among the attributes that another backend's model had, where this has them.
+
+        Arrays in attributes stay behind: nothing says how they would map.
+        """
+        for name, (_, value) in state.get("own", state).get("", {}).items():
+            if name in vars(self) and type(value) in SCALARS:
+                vars(self)[name] = value
+
     def mark_value(self, value: Any) -> Hashable | None:
         """Return what tells one content of an array from another; None for what is no array to be kept."""
         return mark_array(value)
@@ -375,6 +405,30 @@ class Model(ABC):
             CheckpointMismatchError: they do not fit.
         """
         self.load_state_dict(state_dict, fast_init=True)
+
+    def portable_state(self) -> dict[str, Any] | None:
+        """Return what a model on another backend can go on from: ``weights``, ``average`` and ``moments`` by name.
+
+        None, unless overridden: such a checkpoint opens on this backend only.
+        """
+        return None
+
+    def load_portable(self, state: dict[str, Any] | None, backend: str, num_updates: int) -> None:
+        """Continue from what :meth:`portable_state` returned on another backend.
+
+        Args:
+            state: weights by the writer's names, in its layouts.
+            backend: the writer's name.
+            num_updates: updates that the run had made.
+
+        Raises:
+            CheckpointMismatchError: nothing says how names and layouts map, or they do not fit. Nothing was changed.
+        """
+        raise CheckpointMismatchError(
+            f"the checkpoint was written on {backend} and {type(self).__name__} cannot take its weights; expected a "
+            "LossModel with a weight_map on both sides (parhelion.weights), or a model that overrides portable_state "
+            "and load_portable. Go on with the backend that wrote it, or start anew with resume='never'."
+        )
 
     def trained_state_dict(self) -> dict[str, Any]:
         """Return what is needed to use the trained model; everything, unless overridden."""

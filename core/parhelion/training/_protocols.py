@@ -19,12 +19,20 @@ __all__ = ["BackendParts", "Placement", "Randomness", "Verdict", "Work", "World"
 class Placement(Protocol):
     """Where batches go and how values come back."""
 
-    def place(self, batch: Any) -> Any:
-        """Return the host batch with every array in it on this rank's device."""
+    def place(self, batch: Any, *, shared: bool = False) -> Any:
+        """Return the host batch with every array in it on this rank's device, or spread over its devices.
+
+        Args:
+            batch: what the loader made.
+            shared: the batch is not to be spread: it is the incomplete last one of an evaluation, whose records need
+                not divide, and every rank that computes as one with this has all of it.
+        """
         ...
 
     def hold(self, value: Any) -> Any:
         """Return a scalar as it can be kept for a while: still on the device, without a graph behind it.
+
+        What several steps returned in one call may be a vector.
 
         Raises:
             InvalidTypeError: it is no scalar.
@@ -32,7 +40,7 @@ class Placement(Protocol):
         ...
 
     def to_host(self, values: Sequence[Any]) -> list[float]:
-        """Return scalars as Python floats, waiting for the device once for all of them."""
+        """Return scalars, and the elements of vectors, as Python floats; the device is waited for once for all."""
         ...
 
 
@@ -74,6 +82,14 @@ class World(Protocol):
         """How many processes train together."""
         ...
 
+    def barrier(self) -> None:
+        """Return once every process has come here."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what every process gives here, by rank."""
+        ...
+
 
 @attrs.frozen(kw_only=True)
 class BackendParts:
@@ -88,6 +104,7 @@ class BackendParts:
         arrays: this framework's arrays in checkpoints.
         create_dataloader: ``(dataset, split, params) -> (loader, sampler)``.
         switches: returns the context that a run lasts in, with the framework's global flags set as asked.
+        steps_per_execution: the most iterations that a model trains in one call.
         describe: facts for the banner and the checkpoint, such as library versions.
     """
 
@@ -101,6 +118,7 @@ class BackendParts:
     arrays: ArrayAdapter | None
     create_dataloader: Callable[..., tuple[Any, Any]]
     switches: Callable[[], AbstractContextManager[Any]] = nullcontext
+    steps_per_execution: int = 1
     describe: Callable[[], Mapping[str, str]]
 
 
@@ -126,6 +144,10 @@ class Work(Protocol):
 
     def train_step(self, batch: Any, state: TrainingState) -> None:
         """Train on one batch and keep what it returned."""
+        ...
+
+    def train_steps(self, chunk: Sequence[tuple[Any, TrainingState]]) -> None:
+        """Train on several batches in one call, each with the state that counts it, and keep what that returned."""
         ...
 
     def collect(self) -> dict[str, float]:

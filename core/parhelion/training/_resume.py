@@ -23,10 +23,11 @@ from parhelion.checkpoint import (
 )
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
+from ._model import Model
 from ._state import TrainingState
 from ._stateful import entries
 
-__all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "load_for_weights"]
+__all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "give_model", "give_weights", "load_run"]
 
 _log = logging.getLogger("parhelion")
 
@@ -185,8 +186,8 @@ def find_checkpoint(folder: CheckpointFolder | None, resume: str | Path) -> Chec
     return None
 
 
-def load_for_weights(path: str | Path, arrays: ArrayAdapter | None) -> dict[str, Any]:
-    """Return the model's state in a checkpoint of any run.
+def load_run(path: str | Path, arrays: ArrayAdapter | None) -> Mapping[str, Any]:
+    """Return what a checkpoint of any run holds.
 
     Raises:
         InvalidTypeError: ``path`` is no path.
@@ -194,5 +195,41 @@ def load_for_weights(path: str | Path, arrays: ArrayAdapter | None) -> dict[str,
     """
     if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
         raise InvalidTypeError(f"init_from is {path!r}; expected the path of a checkpoint.")
-    model: dict[str, Any] = _check_run(load_checkpoint(path, arrays)).tree["model"]
-    return model
+    tree: Mapping[str, Any] = _check_run(load_checkpoint(path, arrays)).tree
+    return tree
+
+
+def give_model(model: Model, tree: Mapping[str, Any], backend: str, *, fast_init: bool = False) -> None:
+    """Give a model its state out of a checkpoint, also of one that another backend wrote.
+
+    Args:
+        model: goes on from it.
+        tree: what the checkpoint holds.
+        backend: the one that runs now.
+        fast_init: the model will only be tested.
+
+    Raises:
+        CheckpointMismatchError: it is of another model, or nothing says how the other backend's weights map.
+    """
+    writer = tree.get("backend", backend)
+    if writer == backend:
+        model.load_state_dict(tree["model"], fast_init=fast_init)
+        model.put_attributes(tree["attributes"], fast_init=fast_init)
+        return
+    _log.info("the checkpoint was written on %s; weights are mapped to %s", writer, backend)
+    model.load_portable(tree["portable"], writer, tree["state"].current_iteration)
+    model.put_foreign_attributes(tree["attributes"])
+
+
+def give_weights(model: Model, tree: Mapping[str, Any], backend: str) -> None:
+    """Give a model only the weights out of a checkpoint, also of one that another backend wrote.
+
+    Raises:
+        CheckpointMismatchError: as for :func:`give_model`.
+    """
+    writer = tree.get("backend", backend)
+    if writer == backend:
+        model.load_weights(tree["model"])
+        return
+    portable = tree["portable"]
+    model.load_portable(portable and {**portable, "average": None, "moments": None}, writer, 0)

@@ -30,7 +30,7 @@ from ._events import (
 from ._model import Model
 from ._protocols import BackendParts, Verdict
 from ._reporting import Reporting
-from ._resume import CheckpointFolder
+from ._resume import CheckpointFolder, give_model
 from ._source import Source
 from ._state import TrainingState
 from ._window import Window
@@ -87,7 +87,7 @@ class Run:
         self._plugin_attributes = Attributes(lambda: {plugin.plug_id: plugin for plugin in plugins}, model.mark_value)
         self.best: str | None = None
         self._reporting: Reporting | None = None
-        self.prepare: Callable[[Any, Any], Any] = self._preparation("training_batch", Plugin.process_training_batch)
+        self.prepare: Callable[[Any, Any], Any] = self._training_preparation()
         self.stop_asked = self._stop_question()
 
     def begin(self, reporting: Reporting) -> None:
@@ -110,11 +110,20 @@ class Run:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def _preparation(self, flag: str, default: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def _preparation(self, flag: str, default: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that places a batch and lets the one plugin that claims it process it."""
         place = self._parts.placement.place
         process = next(self._claims(flag, default), None)
-        return (lambda batch, _: place(batch)) if process is None else (lambda batch, at: process(place(batch), at))
+        if process is None:
+            return lambda batch, _, shared=False: place(batch, shared=shared)
+        return lambda batch, at, shared=False: process(place(batch, shared=shared), at)
+
+    def _training_preparation(self) -> Callable[[Any, Any], Any]:
+        """Return the same for training, where batches of a chunk are placed together: later, by the model."""
+        if self._parts.steps_per_execution == 1:
+            return self._preparation("training_batch", Plugin.process_training_batch)
+        process = next(self._claims("training_batch", Plugin.process_training_batch), None)
+        return process or (lambda batch, _: batch)
 
     def _claims(self, flag: str, default: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         """Yield the plugins' own versions of a method that only one of them may have, where its flag is set."""
@@ -154,6 +163,12 @@ class Run:
         outcome = self._model_step(batch, state)
         if outcome is not None:
             self._window.add(outcome)
+
+    def train_steps(self, chunk: Sequence[tuple[Any, TrainingState]]) -> None:
+        """Train on the batches of a chunk in one call and keep what that returned."""
+        self._window.iteration = chunk[0][1].global_iteration
+        batches, states = zip(*chunk, strict=True)
+        self._window.add_many(self.model.train_steps(batches, states), len(chunk))
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
@@ -196,7 +211,7 @@ class Run:
         self,
         seed: int,
         source: Source | None,
-        prepare: Callable[[Any, int], Any],
+        prepare: Callable[..., Any],
         step: Callable[[Any, int], Any],
         events: tuple[Event, Callable[[int], Event], Callable[[int], Event], Event],
     ) -> Iterator[Event]:
@@ -262,10 +277,13 @@ class Run:
         self._saved = state
 
     def write(self, state: TrainingState, folder: CheckpointFolder, name: str | None = None) -> Path:
-        """Write a checkpoint into a folder, under its usual name if none is given."""
+        """Write a checkpoint into a folder, under its usual name if none is given; every rank comes, the first writes."""
         name = self._checkpoint_name(folder, state) if name is None else name
         kept = [] if self.best is None else [self.best]
-        return folder.save(state, self.snapshot(state), name=name, protect=kept)
+        tree, world = self.snapshot(state), self._parts.world
+        path = folder.save(state, tree, name=name, protect=kept) if world.rank == 0 else folder.path / name
+        world.barrier()
+        return path
 
     def _checkpoint_name(self, folder: CheckpointFolder, state: TrainingState) -> str:
         return self.model.append_metadata_to_chkpt_name(folder.name_for(state))
@@ -281,16 +299,19 @@ class Run:
 
     def snapshot(self, state: TrainingState) -> dict[str, Any]:
         """Return everything that a resumed run needs, as one tree."""
+        streams = self._streams or self._parts.randomness.capture()
         return {
             "state": state,
+            "backend": self._parts.name,
             "model": self.model.state_dict(),
+            "portable": self.model.portable_state(),
             "attributes": self.model.changed_attributes(),
             "validated": self.model.validated,
             "plugins": {plugin.plug_id: plugin.state_dict() for plugin in self._plugins},
             "plugin_attributes": self._plugin_attributes.changed(),
             "datamodule": {} if self._datamodule is None else self._datamodule.state_dict(),
             # One entry for each rank: every process goes on with its own streams.
-            "randomness": {str(self._parts.world.rank): self._streams or self._parts.randomness.capture()},
+            "randomness": {str(rank): each for rank, each in enumerate(self._parts.world.gather(streams))},
             "window": self._window.state_dict(),
             "facts": self.facts,
             "setting": self.setting,
@@ -304,8 +325,7 @@ class Run:
         Raises:
             CheckpointMismatchError: it is of another model.
         """
-        self.model.load_state_dict(tree["model"])
-        self.model.put_attributes(tree["attributes"])
+        give_model(self.model, tree, self._parts.name)
         self.model.validated = dict(tree["validated"])
         plugins = {plugin.plug_id: plugin for plugin in self._plugins}
         if lost := sorted(set(tree["plugins"]) - set(plugins)):
@@ -316,7 +336,8 @@ class Run:
                 plugin.load_state_dict(tree["plugins"][plug_id])
         self._window.load_state_dict(tree["window"])
         self.best = tree["best"]
-        self._parts.randomness.restore(tree["randomness"][str(self._parts.world.rank)])
+        if (streams := tree["randomness"].get(str(self._parts.world.rank))) is not None:
+            self._parts.randomness.restore(streams)  # a rank that is new goes on with its own
         state: TrainingState = tree["state"]
         self._saved = state
         return state

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.errors import DataError, InvalidTypeError, InvalidValueError
 from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
 
 from ._state import BatchSpan
@@ -83,9 +83,17 @@ class Source:
         with self._aside():
             return iter(self.loader)
 
-    def is_exhausted(self, position: Position) -> bool:
-        """Return whether no batch begins at ``position``."""
-        return self.shard.num_batches(self.size, position.offset) == 0
+    def check_exhausted(self, position: Position) -> None:
+        """Do nothing if no batch begins at ``position``.
+
+        Raises:
+            DataError: one does, so the loader has ended too early.
+        """
+        if self.shard.num_batches(self.size, position.offset) > 0:
+            raise DataError(
+                f"the training loader ended at record {position.offset} of {self.size} of epoch {position.epoch + 1}; "
+                "expected batches to the epoch's end. Its sampler and its batches must have the same batch size."
+            )
 
     def spans(self, position: Position) -> Iterator[BatchSpan]:
         """Return what each of those batches takes from the epoch; a group of batches never crosses its end."""

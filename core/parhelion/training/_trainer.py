@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
@@ -19,9 +19,9 @@ from ._events import Event, StepCommitted
 from ._loop import Loop
 from ._model import Model
 from ._options import TrainerOptions
-from ._protocols import BackendParts
+from ._protocols import BackendParts, Placement
 from ._reporting import Reporting, note_setting
-from ._resume import CheckpointFolder, check_facts, find_checkpoint, load_for_weights
+from ._resume import CheckpointFolder, check_facts, find_checkpoint, give_model, give_weights, load_run
 from ._run import Run
 from ._session import session
 from ._signals import stop_on_signals
@@ -33,6 +33,7 @@ __all__ = ["Trainer"]
 
 _log = logging.getLogger("parhelion")
 
+T = TypeVar("T")
 _EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": 75, "interrupted": 130}
 
 
@@ -119,6 +120,16 @@ class Trainer:
     def device(self) -> Any:
         """This rank's device."""
         return self._parts.device
+
+    @property
+    def placement(self) -> Placement:
+        """Where batches go and how values come back."""
+        return self._parts.placement
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Batches per update."""
+        return self._plan.accumulation_steps
 
     @property
     def map_loc(self) -> str | dict[str, str]:
@@ -351,18 +362,19 @@ class Trainer:
         with ExitStack() as stack:
             window = stack.enter_context(self._session(model, datamodule, fast_init=False))
             folder = self._folder(model)
-            checkpoint = find_checkpoint(folder, resume)
+            checkpoint = self._in_turn(lambda: find_checkpoint(folder, resume))
             if checkpoint is not None:
                 datamodule.load_state_dict(checkpoint.tree["datamodule"])
             run, source = self._make_run(model, datamodule, window, folder)
             check_facts({} if checkpoint is None else checkpoint.tree["facts"], run.facts, allow_changes)
             if init_from is not None and checkpoint is None:
-                model.load_weights(load_for_weights(init_from, self._parts.arrays))
+                give_weights(model, load_run(init_from, self._parts.arrays), self._parts.name)
             model.watch_attributes()
             # However much the initialization drew, training begins at the same point of the streams.
             self._parts.randomness.seed(derive(self.random_seed, "steps", self.rank))
             begin = TrainingState() if checkpoint is None else checkpoint.tree["state"]
             self._run, self._loop = run, Loop(self._plan, begin, source, run, stop=run.stop_of(checkpoint))
+            self._loop.chunk_size = self._parts.steps_per_execution
             stack.enter_context(stop_on_signals(self.request_stop))
             table = hook_table(self._plugin_list(), model)
             events = self._loop.run()
@@ -372,7 +384,7 @@ class Trainer:
             if checkpoint is not None:
                 run.restore(checkpoint.tree)
             run.check_savable(begin)
-            if folder is not None:
+            if folder is not None and self.rank == 0:
                 folder.make_way(resume, checkpoint)
             reporting = self._report(run, source, checkpoint, begin, stack)
             checkpoint = None  # its arrays are as large as the model's
@@ -394,6 +406,11 @@ class Trainer:
         plan = self._plan
         source = self._source(datamodule.train_dataloader(), "train", plan.accumulation_steps)
         valid = None if plan.valid_frequency is None else self._source(datamodule.valid_dataloader(), "valid")
+        if self._parts.steps_per_execution > 1 and not model.can_train_together():
+            raise InvalidValueError(
+                f"steps_per_execution is {self._parts.steps_per_execution} and {type(model).__name__} has a train_step of "
+                "its own, which takes one batch at a time; expected 1. Derive from LossModel to train several in one call."
+            )
         if plan.valid_frequency is None and model.needs_validation():
             _log.warning("the model waits for values of validations and valid_frequency is None; there are none")
         run = Run(
@@ -434,6 +451,13 @@ class Trainer:
             self, model, datamodule, self._plugins, self._options, self._parts, fast_init=fast_init, is_ready=is_ready
         )
 
+    def _in_turn(self, act: Callable[[], T]) -> T:
+        """Return what ``act`` does, which the first rank does before the others: what it tidies up is tidy for them."""
+        world, is_first = self._parts.world, self.rank == 0
+        first = [act()] if is_first else []
+        world.barrier()
+        return first[0] if is_first else act()
+
     def _plugin_list(self) -> list[Plugin]:
         return list(self._plugins.values())
 
@@ -462,12 +486,11 @@ class Trainer:
         if model is self._fitted:
             return
         folder = self._folder(model)
-        checkpoint = None if folder is None else folder.newest()
+        checkpoint = None if folder is None else self._in_turn(folder.newest)
         if checkpoint is None:
             model.load_for_testing()
         else:
-            model.load_state_dict(checkpoint.tree["model"], fast_init=True)
-            model.put_attributes(checkpoint.tree["attributes"], fast_init=True)
+            give_model(model, checkpoint.tree, self._parts.name, fast_init=True)
 
     def _facts(self, model: Model, datamodule: DataModule, source: Source) -> dict[str, Any]:
         sampler = source.sampler

@@ -33,7 +33,8 @@ class Window:
         self._hold = placement.hold
         self._to_host = placement.to_host
         self._guard = guard
-        self._pending: list[tuple[int, float, str, str, Any]] = []
+        self._pending: list[tuple[int, int, float, str, str, Any]] = []
+        self._num_pending = 0
         self._folded: dict[str, tuple[str, float, float]] = {}
         self.iteration = 0
         self.weight: float = 1
@@ -52,6 +53,17 @@ class Window:
             )
         self.log("loss", outcome)
 
+    def add_many(self, outcome: Any, count: int) -> None:
+        """Take what ``count`` steps in one call returned, of which :attr:`iteration` is the first.
+
+        Args:
+            outcome: None, a vector of losses, or a mapping from names to vectors; each of shape ``(count,)``.
+            count: how many steps they were.
+        """
+        values: Mapping[str, Any] = {} if outcome is None else outcome if _is_mapping(outcome) else {"loss": outcome}
+        for name, vector in values.items():
+            self._keep(name, vector, "mean", count)
+
     def log(self, name: str, value: Any, reduce: Reduce = "mean") -> None:
         """Take one scalar.
 
@@ -61,12 +73,16 @@ class Window:
         """
         if reduce not in ("mean", "sum", "last"):
             raise InvalidValueError(f"reduce of {name!r} is {reduce!r}; expected 'mean', 'sum' or 'last'.")
+        self._keep(name, value, reduce, 1)
+
+    def _keep(self, name: str, value: Any, reduce: str, count: int) -> None:
         try:
             held = self._hold(value)
         except InvalidTypeError as error:
             raise InvalidTypeError(f"{name!r} of a row cannot be used: {error}") from None
-        self._pending.append((self.iteration, self.weight, reduce, name, held))
-        if len(self._pending) >= _MOST_PENDING:
+        self._pending.append((self.iteration, count, self.weight, reduce, name, held))
+        self._num_pending += count
+        if self._num_pending >= _MOST_PENDING:
             self.fold()
 
     def fold(self) -> None:
@@ -76,23 +92,25 @@ class Window:
             NonFiniteLossError: a loss among them is NaN or infinite; names the first bad iteration. A value is a loss
                 when its name contains "loss".
         """
-        pending, self._pending = self._pending, []
-        values = self._to_host([value for *_, value in pending])
-        for (iteration, weight, reduce, name, _), value in zip(pending, values, strict=True):
-            if self._guard and not math.isfinite(value) and "loss" in name:
-                raise NonFiniteLossError(
-                    f"{name} is {value} at iteration {iteration}; expected a finite number. No checkpoint was written "
-                    "after it. Lower the learning rate, clip gradients, or pass nan_guard=False to go on regardless."
-                )
-            if reduce == "last" or name not in self._folded:
-                self._folded[name] = (reduce, value * weight if reduce == "mean" else value, weight)
-            else:
-                _, total, weights = self._folded[name]
-                self._folded[name] = (
-                    (reduce, total + value * weight, weights + weight)
-                    if reduce == "mean"
-                    else (reduce, total + value, weights)
-                )
+        pending, self._pending, self._num_pending = self._pending, [], 0
+        values = iter(self._to_host([value for *_, value in pending]))
+        for first, count, weight, reduce, name, _ in pending:
+            for iteration in range(first, first + count):
+                self._fold_one(iteration, weight, reduce, name, next(values))
+
+    def _fold_one(self, iteration: int, weight: float, reduce: str, name: str, value: float) -> None:
+        if self._guard and not math.isfinite(value) and "loss" in name:
+            raise NonFiniteLossError(
+                f"{name} is {value} at iteration {iteration}; expected a finite number. No checkpoint was written "
+                "after it. Lower the learning rate, clip gradients, or pass nan_guard=False to go on regardless."
+            )
+        if reduce == "last" or name not in self._folded:
+            self._folded[name] = (reduce, value * weight if reduce == "mean" else value, weight)
+            return
+        _, total, weights = self._folded[name]
+        self._folded[name] = (
+            (reduce, total + value * weight, weights + weight) if reduce == "mean" else (reduce, total + value, weights)
+        )
 
     def flush(self) -> dict[str, float]:
         """Return the row of reduced values and begin a new one."""
@@ -111,5 +129,9 @@ class Window:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
-        self._pending.clear()
+        self._pending, self._num_pending = [], 0
         self._folded = {name: (entry[0], entry[1], entry[2]) for name, entry in state.items()}
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)

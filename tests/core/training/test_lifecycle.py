@@ -228,24 +228,38 @@ def test_switches_hold_in_a_fit_a_test_and_a_prediction_and_not_afterwards() -> 
     assert not on
 
 
-def test_every_rank_goes_on_with_streams_of_its_own(tmp_path) -> None:
-    class Second(Alone):
-        rank, size = 1, 2
+def test_every_rank_has_streams_of_its_own_and_the_first_writes_for_all(tmp_path) -> None:
+    class First(Alone):
+        size = 2
 
-    def run(world: Any, root: Any, total_steps: int) -> Any:
-        options = TrainerOptions(total_steps=total_steps, print_banner=False, chkpt_root=root)
-        trainer = Trainer(options, parts(world=world, placement=Here(), randomness=Streams()))
+        def gather(self, value: Any) -> list[Any]:
+            return [value, streams]
+
+    class Second(First):
+        rank = 1
+
+    def run(world: Any, root: Any) -> Any:
+        options = TrainerOptions(total_steps=1, print_banner=False, chkpt_root=root)
         model = Descent()
+        trainer = Trainer(options, parts(world=world))
         assert trainer.fit(model, Data(is_distributed=False)), trainer.error
         return model
 
-    first, second = run(Alone(), tmp_path / "first", 2), run(Second(), tmp_path / "second", 2)
+    streams: Any = None
+    second = run(Second(), tmp_path / "second")
+    assert ph.find_last_checkpoint(tmp_path / "second" / "descent") is None
+    streams = Streams().capture()
+    first = run(First(), tmp_path / "both")
     assert not np.array_equal(first.weights, second.weights)
-    path = ph.find_last_checkpoint(tmp_path / "second" / "descent")
-    assert path is not None
-    assert set(load_checkpoint(path).tree["randomness"]) == {"1"}
-    run(Second(), tmp_path / "parts", 1)
-    np.testing.assert_array_equal(run(Second(), tmp_path / "parts", 2).weights, second.weights)
+    tree = load_checkpoint(ph.find_last_checkpoint(tmp_path / "both" / "descent")).tree
+    assert set(tree["randomness"]) == {"0", "1"}
+    assert np.array_equal(tree["randomness"]["1"]["random"][1], streams["random"][1])
+    # What the second rank finds in there is its own.
+    again = Trainer(
+        TrainerOptions(total_steps=1, print_banner=False, chkpt_root=tmp_path / "both"), parts(world=Second())
+    )
+    assert again.fit(Descent(), Data(is_distributed=False)), again.error
+    assert np.array_equal(Streams().capture()["random"][1], streams["random"][1])
 
 
 def test_a_plugin_whose_method_is_not_called_for_want_of_its_flag_is_named(caplog) -> None:
