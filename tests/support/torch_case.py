@@ -56,8 +56,8 @@ class Net(backend.LossModel):
             "none": lambda: None,
             "update": lambda: ph.schedules.cosine(1e-2, num_updates=3 * NUM_BATCHES),
             "epoch": lambda: backend.per_epoch(ph.schedules.step(1e-2, every=1, factor=0.5)),
-            "torch update": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * NUM_BATCHES),
-            "torch epoch": lambda: backend.per_epoch(torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)),
+            "native update": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * NUM_BATCHES),
+            "native epoch": lambda: backend.per_epoch(torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)),
             "metric": lambda: backend.on_metric(
                 torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5), "valid_loss"
             ),

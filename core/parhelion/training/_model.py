@@ -149,6 +149,9 @@ class Model(ABC):
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
+    def start_setup(self) -> None:
+        """Forget what an earlier :meth:`setup` made, for classes that keep it elsewhere than where it was assigned."""
+
     @abstractmethod
     def setup(self, fast_init: bool = False) -> None:
         """Make everything the model consists of, once in each process.
@@ -425,9 +428,9 @@ class Model(ABC):
             CheckpointMismatchError: nothing says how names and layouts map, or they do not fit. Nothing was changed.
         """
         raise CheckpointMismatchError(
-            f"the checkpoint was written on {backend} and {type(self).__name__} cannot take its weights; expected a "
-            "LossModel with a weight_map on both sides (parhelion.weights), or a model that overrides portable_state "
-            "and load_portable. Go on with the backend that wrote it, or start anew with resume='never'."
+            f"the checkpoint was written on {backend} and nothing says which of its weights are which of "
+            f"{type(self).__name__}'s; expected a LossModel on both sides and its weight_map here. Set self.weight_map = "
+            "parhelion.weights.WeightMap({...}), or go on with the backend that wrote it."
         )
 
     def trained_state_dict(self) -> dict[str, Any]:

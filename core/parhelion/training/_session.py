@@ -78,6 +78,7 @@ def session(
             if not is_ready:
                 seed("model")
                 model.validated = {}
+                model.start_setup()
                 model.setup(fast_init)
                 model.finish_setup(fast_init)
             model.train()

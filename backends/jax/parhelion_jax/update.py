@@ -1,0 +1,223 @@
+"""One update as a pure function: loss, gradient, accumulation, clipping, optimizer, average; scanned over a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from parhelion.errors import InvalidTypeError
+from parhelion.training import TrainingState
+
+from .schedules import Scheduled
+
+__all__ = ["Carry", "Objective", "Update", "as_control", "as_controls", "join", "split"]
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Carry(NamedTuple):
+    """What an update changes; its buffers are donated to the next one.
+
+    Attributes:
+        params: what is trained: a pytree of arrays, None where the model's has something else.
+        opt_state: the optimizer's.
+        variables: mutable collections, such as batch statistics; None for none.
+        average: moving average of the parameters; None for none.
+        gradient: of the accumulation group so far, and its loss; None without accumulation.
+    """
+
+    params: Any
+    opt_state: Any
+    variables: Any
+    average: Any
+    gradient: Any
+
+
+# -- the numbers that a step gets from the host -----------------------------------------------------------------------
+
+
+def as_control(state: TrainingState) -> npt.NDArray[np.uint32]:
+    """Return what a compiled step is told about its iteration, as uint32 of shape ``(6,)``.
+
+    That is: the iteration's high and low words, the 0-based update and epoch, the bits of the loss's weight as float32,
+    and whether the optimizer steps.
+    """
+    iteration = state.global_iteration
+    weight = int(np.float32(state.loss_weight).view(np.uint32)) if state.loss_weight != 1.0 else 0x3F800000
+    update = state.current_iteration - state.is_update
+    return np.array(
+        (iteration >> 32, iteration & 0xFFFFFFFF, update, state.global_epoch - 1, weight, state.is_update), np.uint32
+    )
+
+
+def as_controls(states: Sequence[TrainingState]) -> npt.NDArray[np.uint32]:
+    """Return the same for several iterations, one row each."""
+    return np.stack([as_control(state) for state in states])
+
+
+# -- parameters among other things ------------------------------------------------------------------------------------
+
+
+def split(tree: Any) -> tuple[Any, Any]:
+    """Return the floating point arrays of a pytree, and the rest of it; each has None where the other has a leaf."""
+
+    def is_trained(leaf: Any) -> bool:
+        return isinstance(leaf, (jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+    trained = jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, tree)
+    return trained, jax.tree.map(lambda leaf: None if is_trained(leaf) else leaf, tree)
+
+
+def join(trained: Any, rest: Any) -> Any:
+    """Return the pytree that was split."""
+    if rest is None:
+        return trained
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, rest, is_leaf=lambda leaf: leaf is None)
+
+
+# -- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Objective:
+    """A user's loss with the policy of precision around it.
+
+    Attributes:
+        loss: ``loss(params, batch, key)``, or with variables ``loss(params, batch, key, variables)``.
+        rest: what is no parameter in the pytree of parameters.
+        dtype: what parameters and batches are cast to; None for as they are.
+    """
+
+    loss: Callable[..., Any]
+    rest: Any
+    dtype: Any
+
+    def __call__(self, params: Any, batch: Any, key: jax.Array | None, variables: Any) -> tuple[Any, tuple[Any, Any]]:
+        """Return the loss as float32, the outputs, and the new variables.
+
+        Raises:
+            InvalidTypeError: the loss is no scalar, or does not return what it has to.
+        """
+        given = join(_cast(params, self.dtype), self.rest), _cast(batch, self.dtype), key
+        made = self.loss(*given) if variables is None else self.loss(*given, variables)
+        loss, outputs, changed = _parts_of(made, has_variables=variables is not None)
+        if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+            what = f"an array of shape {loss.shape} and {loss.dtype}" if hasattr(loss, "shape") else repr(loss)
+            raise InvalidTypeError(
+                f"loss(params, batch, key) returned {what}; expected a scalar of floats, or (scalar, outputs). "
+                "Use .mean()."
+            )
+        if variables is not None:
+            changed = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), changed, variables)
+        return loss.astype(_FLOAT32), (outputs, changed)
+
+
+def _parts_of(made: Any, *, has_variables: bool) -> tuple[Any, Any, Any]:
+    parts = made if isinstance(made, tuple) else (made,)
+    if has_variables:
+        if len(parts) != 3:  # noqa: PLR2004 - loss, outputs, variables
+            raise InvalidTypeError(
+                f"loss(params, batch, key, variables) returned {len(parts)} values; expected (loss, outputs, variables) "
+                "where self.variables is set. Outputs may be None."
+            )
+        return parts[0], parts[1], parts[2]
+    if len(parts) > 2:  # noqa: PLR2004 - loss, outputs
+        raise InvalidTypeError(
+            f"loss(params, batch, key) returned {len(parts)} values; expected a scalar, or (scalar, outputs). Set "
+            "self.variables in setup() to have variables."
+        )
+    return parts[0], parts[1] if len(parts) > 1 else None, None
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == _FLOAT32 else leaf, tree)
+
+
+# -- the update -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Update:
+    """Everything that one iteration does, as a function of values alone.
+
+    Attributes:
+        objective: what is minimized.
+        optimizer: takes extra arguments; ``value`` is the loss.
+        key: of the run; each iteration's is folded into it.
+        scheduled: sets the learning rate; None for nobody.
+        clip_norm: the largest norm of the whole gradient; None for any.
+        ema_decay: of the average; None for no average.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    key: jax.Array
+    scheduled: Scheduled | None
+    clip_norm: float | None
+    ema_decay: float | None
+
+    def one(self, carry: Carry, batch: Any, control: Any) -> tuple[Carry, jax.Array]:
+        """Return the carry after one iteration, and its loss.
+
+        It goes through the same scan as a chunk does, so weights do not depend on how iterations are grouped.
+        """
+        carry, losses = self.many(carry, *jax.tree.map(lambda leaf: leaf[None], (batch, control)))
+        return carry, losses[0]
+
+    def many(self, carry: Carry, batches: Any, controls: Any) -> tuple[Carry, jax.Array]:
+        """Return the carry after several iterations, and their losses; leaves have the iterations in front."""
+        return jax.lax.scan(self._iteration, carry, (batches, controls))
+
+    def _iteration(self, carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, jax.Array]:
+        batch, control = inputs
+        # Both words: fold_in takes 32 bits.
+        key = jax.random.fold_in(jax.random.fold_in(self.key, control[0]), control[1])
+        differentiate = jax.value_and_grad(self.objective, has_aux=True)
+        (loss, (_, variables)), gradient = differentiate(carry.params, batch, key, carry.variables)
+        carry = carry._replace(variables=variables)
+        if carry.gradient is None:
+            return self._updated(carry, gradient, loss, control), loss
+        weight = jax.lax.bitcast_convert_type(control[4], jnp.float32)
+        total = jax.tree.map(
+            lambda sum_, part: sum_ + part * weight.astype(part.dtype), carry.gradient, (gradient, loss)
+        )
+        carry = carry._replace(gradient=total)
+        return jax.lax.cond(control[5] == 1, self._group_updated, lambda carry, _: carry, carry, control), loss
+
+    def _group_updated(self, carry: Carry, control: Any) -> Carry:
+        """Return the carry after an update on what the group has accumulated."""
+        gradient, loss = carry.gradient
+        return self._updated(carry, gradient, loss, control)._replace(
+            gradient=jax.tree.map(jnp.zeros_like, carry.gradient)
+        )
+
+    def _updated(self, carry: Carry, gradient: Any, loss: jax.Array, control: Any) -> Carry:
+        update, epoch = control[2].astype(jnp.int32), control[3].astype(jnp.int32)
+        opt_state = carry.opt_state
+        if self.scheduled is not None:
+            opt_state = self.scheduled.apply(opt_state, update, epoch)
+        if self.clip_norm is not None:
+            # As torch clips: a little below the bound, never above it.
+            scale = jnp.minimum(1.0, self.clip_norm / (_norm(gradient) + 1e-6))
+            gradient = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
+        changes, opt_state = self.optimizer.update(gradient, opt_state, carry.params, value=loss)
+        params, average = optax.apply_updates(carry.params, changes), carry.average
+        if self.ema_decay is not None:
+            # An average begins with the first weights that it sees.
+            share = jnp.where(update == 0, 1.0, 1.0 - self.ema_decay)
+            average = jax.tree.map(lambda mean, new: mean + (new - mean) * share.astype(new.dtype), average, params)
+        return carry._replace(params=params, opt_state=opt_state, average=average)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Return the Euclidean norm over all elements of a pytree."""
+    return jnp.sqrt(sum((jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)), jnp.float32(0)))
