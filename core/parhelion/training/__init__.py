@@ -2,6 +2,7 @@
 
 from . import _metrics as metrics  # noqa: F401  # pyright: ignore[reportUnusedImport] - a public name
 from . import _schedules as schedules  # noqa: F401  # pyright: ignore[reportUnusedImport] - a public name
+from . import _weights as weights  # noqa: F401  # pyright: ignore[reportUnusedImport] - a public name
 from ._attributes import Attributes as Attributes
 from ._attributes import OnDevice as OnDevice
 from ._attributes import put_attributes as put_attributes

@@ -57,8 +57,8 @@ class Loop:
     def run(self) -> Iterator[Event]:
         """Train until the plan, the model or a plugin says that it is enough."""
         # Nobody is asked here: a resumed run would ask once more than one that never stopped.
-        self.reason = self.plan.stop_reason(self.state) or self.stop
-        if self.reason is not None:
+        reason = self.reason = self.plan.stop_reason(self.state) or self.stop
+        if reason is not None:
             return
         yield TrainingStarted()
         self._save_at = time.perf_counter() + (self.plan.chkpt_every_seconds or math.inf)

@@ -429,8 +429,8 @@ class Model(ABC):
         """
         raise CheckpointMismatchError(
             f"the checkpoint was written on {backend} and nothing says which of its weights are which of "
-            f"{type(self).__name__}'s; expected a LossModel on both sides and its weight_map here. Set self.weight_map = "
-            "parhelion.weights.WeightMap({...}), or go on with the backend that wrote it."
+            f"{type(self).__name__}'s; expected a LossModel on both sides, and its weight_map here. "
+            "Set self.weight_map = parhelion.weights.WeightMap({...}), or go on with the backend that wrote it."
         )
 
     def trained_state_dict(self) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class Run:
         self._saved = state
 
     def write(self, state: TrainingState, folder: CheckpointFolder, name: str | None = None) -> Path:
-        """Write a checkpoint into a folder, under its usual name if none is given; every rank comes, the first writes."""
+        """Write a checkpoint into a folder, under its usual name if none is given; the first rank does."""
         name = self._checkpoint_name(folder, state) if name is None else name
         kept = [] if self.best is None else [self.best]
         tree, world = self.snapshot(state), self._parts.world

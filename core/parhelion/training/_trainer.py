@@ -11,15 +11,13 @@ from typing import Any, TypeVar
 from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
 from parhelion.errors import InvalidValueError, ParhelionError
-from parhelion.plugins import Plugin, PluginTable
+from parhelion.plugins import Plugin
 from parhelion.seeds import derive
 
 from ._dispatch import hook_table, tell
 from ._events import Event, StepCommitted
 from ._loop import Loop
 from ._model import Model
-from ._options import TrainerOptions
-from ._protocols import BackendParts, Placement
 from ._reporting import Reporting, note_setting
 from ._resume import CheckpointFolder, check_facts, find_checkpoint, give_model, give_weights, load_run
 from ._run import Run
@@ -27,6 +25,7 @@ from ._session import session
 from ._signals import stop_on_signals
 from ._source import Source, open_source
 from ._state import TrainingState
+from ._trainer_facts import TrainerFacts
 from ._window import Window
 
 __all__ = ["Trainer"]
@@ -34,10 +33,9 @@ __all__ = ["Trainer"]
 _log = logging.getLogger("parhelion")
 
 T = TypeVar("T")
-_EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": 75, "interrupted": 130}
 
 
-class Trainer:
+class Trainer(TrainerFacts):
     """Trains, validates and tests a model; a run that is stopped and started again is the run that never stopped.
 
     A backend's ``Trainer`` makes the two arguments from the ones that users know.
@@ -45,139 +43,7 @@ class Trainer:
     Args:
         options: what the user decided.
         parts: what the backend brings.
-
-    Attributes:
-        error: the exception that ended the last fit or test, if one did.
-        stop_reason: why the last fit ended: "finished", "early_stop", "preempted", "interrupted" or "error".
-        history: the rows of the run so far, in memory.
-        test_results: the values of the last test.
     """
-
-    def __init__(self, options: TrainerOptions, parts: BackendParts) -> None:
-        self._options = options
-        self._parts = parts
-        self._plan = options.plan()
-        self._plugins = PluginTable(self)
-        self._train_exceptions: list[type[Exception]] = []
-        self._test_exceptions: list[type[Exception]] = []
-        self._model: Model | None = None
-        self._datamodule: DataModule | None = None
-        self._fitted: Model | None = None
-        self._run: Run | None = None
-        self._loop: Loop | None = None
-        self._begun = False
-        self._is_between_steps = False
-        self.error: Exception | None = None
-        self.stop_reason: str | None = None
-        self.test_results: dict[str, float] = {}
-        self.history: list[dict[str, float]] = []
-
-    # -- properties ---------------------------------------------------------------------------------------------------
-
-    @property
-    def model(self) -> Model:
-        """The model of the last fit, test or predict.
-
-        Raises:
-            ParhelionError: there was none yet.
-        """
-        if self._model is None:
-            raise ParhelionError("the trainer has no model yet; it has one from fit, test or predict on.")
-        return self._model
-
-    @property
-    def datamodule(self) -> DataModule:
-        """The data module of the last fit, test or predict.
-
-        Raises:
-            ParhelionError: there was none yet.
-        """
-        if self._datamodule is None:
-            raise ParhelionError("the trainer has no datamodule yet; it has one from fit, test or predict on.")
-        return self._datamodule
-
-    @property
-    def state(self) -> TrainingState:
-        """The committed state of the last fit."""
-        return TrainingState() if self._loop is None else self._loop.state
-
-    @property
-    def local_rank(self) -> int:
-        """This process among those of its machine, from 0."""
-        return self._parts.world.local_rank
-
-    @property
-    def rank(self) -> int:
-        """This process among all, from 0."""
-        return self._parts.world.rank
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether several processes train together."""
-        return self._parts.world.size > 1
-
-    @property
-    def device(self) -> Any:
-        """This rank's device."""
-        return self._parts.device
-
-    @property
-    def placement(self) -> Placement:
-        """Where batches go and how values come back."""
-        return self._parts.placement
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Batches per update."""
-        return self._plan.accumulation_steps
-
-    @property
-    def map_loc(self) -> str | dict[str, str]:
-        """Where loaded weights are mapped to."""
-        return self._parts.map_loc
-
-    @property
-    def gpu_ids(self) -> list[int]:
-        """Ids of the accelerators in use; empty on the CPU."""
-        return self._parts.gpu_ids
-
-    @property
-    def random_seed(self) -> int:
-        """The seed of initialization and steps."""
-        return self._options.random_seed
-
-    @property
-    def train_exceptions(self) -> list[type[Exception]]:
-        """Exceptions that leave :meth:`fit`; append to it."""
-        return self._train_exceptions
-
-    @property
-    def test_exceptions(self) -> list[type[Exception]]:
-        """Exceptions that leave :meth:`test`; append to it."""
-        return self._test_exceptions
-
-    @property
-    def plugins(self) -> PluginTable:
-        """The plugins by id; assigning to it checks as :meth:`register_plugin` does."""
-        return self._plugins
-
-    @property
-    def queue(self) -> Any:
-        """The queue to processes that the trainer started itself; None, since it started none."""
-        return None
-
-    @property
-    def exit_code(self) -> int:
-        """What a launcher should exit with: 0 done, 75 preempted and saved (requeue), 130 interrupted, 1 failed."""
-        return _EXIT_CODES.get(self.stop_reason or "finished", 1)
-
-    @property
-    def best_checkpoint(self) -> Path | None:
-        """The checkpoint with the best monitored value, if the model monitors one."""
-        if self._run is None or self._run.best is None:
-            return None
-        folder = self._folder(self._run.model)
-        return None if folder is None else folder.path / self._run.best
 
     # -- what users call ----------------------------------------------------------------------------------------------
 
@@ -406,10 +272,10 @@ class Trainer:
         plan = self._plan
         source = self._source(datamodule.train_dataloader(), "train", plan.accumulation_steps)
         valid = None if plan.valid_frequency is None else self._source(datamodule.valid_dataloader(), "valid")
-        if self._parts.steps_per_execution > 1 and not model.can_train_together():
+        if (steps := self._parts.steps_per_execution) > 1 and not model.can_train_together():
             raise InvalidValueError(
-                f"steps_per_execution is {self._parts.steps_per_execution} and {type(model).__name__} has a train_step of "
-                "its own, which takes one batch at a time; expected 1. Derive from LossModel to train several in one call."
+                f"steps_per_execution is {steps} and {type(model).__name__} has a train_step of its own, which takes "
+                "one batch at a time; expected 1. Give a LossModel a loss to train on several in one call."
             )
         if plan.valid_frequency is None and model.needs_validation():
             _log.warning("the model waits for values of validations and valid_frequency is None; there are none")
@@ -460,16 +326,6 @@ class Trainer:
 
     def _plugin_list(self) -> list[Plugin]:
         return list(self._plugins.values())
-
-    def _name(self, model: Model) -> str:
-        return self._options.run_name or model.save_name
-
-    def _folder(self, model: Model) -> CheckpointFolder | None:
-        options = self._options
-        if options.chkpt_root is None or options.dry_run:
-            return None
-        path = options.chkpt_root / model.save_name
-        return CheckpointFolder(path, self._name(model), options.chkpt_keep_last, self._parts.arrays)
 
     def _source(self, made: Any, split: str, accumulation_steps: int = 1) -> Source:
         """Return a split as the loop sees it."""
