@@ -13,22 +13,10 @@ import optax
 import parhelion as ph
 import parhelion_jax as backend
 from parhelion_jax.arrays import Arrays
+from support.points import Points
 
 SIZE, BATCH_SIZE = 26, 4
 NUM_BATCHES = -(-SIZE // BATCH_SIZE)
-
-
-class Points:
-    """Points of three classes; each is moved by the sample's own generator and by the two global ones."""
-
-    def __len__(self) -> int:
-        return SIZE
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        point = np.sin(np.arange(6, dtype=np.float32) * (index + 1))
-        point += 0.1 * ph.sample_rng().standard_normal(6, np.float32)
-        point += np.float32(0.1 * random.random() + 0.1 * np.random.rand())
-        return {"x": point, "label": index % 3, "index": index}
 
 
 class Data(ph.DataModule):
@@ -37,9 +25,9 @@ class Data(ph.DataModule):
 
     def setup(self) -> None:
         train = {"batch_size": BATCH_SIZE, "shuffle": True, "num_workers": self.workers}
-        self._train_dataset = self._create_dataset(Points(), train)
-        self._valid_dataset = self._create_dataset(Points(), {"batch_size": 9})
-        self._test_dataset = self._create_dataset(Points(), {"batch_size": 9})
+        self._train_dataset = self._create_dataset(Points(SIZE), train)
+        self._valid_dataset = self._create_dataset(Points(SIZE), {"batch_size": 9})
+        self._test_dataset = self._create_dataset(Points(SIZE), {"batch_size": 9})
 
 
 def note(seen: list[tuple[list[int], bytes]], batch: Any) -> None:

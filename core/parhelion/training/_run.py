@@ -114,9 +114,12 @@ class Run:
         """Return the function that places a batch and lets the one plugin that claims it process it."""
         place = self._parts.placement.place
         process = next(self._claims(flag, default), None)
-        if process is None:
-            return lambda batch, _, shared=False: place(batch, shared=shared)
-        return lambda batch, at, shared=False: process(place(batch, shared=shared), at)
+
+        def prepare(batch: Any, at: Any, shared: bool = False) -> Any:
+            placed = place(batch, shared=shared)
+            return placed if process is None else process(placed, at)
+
+        return prepare
 
     def _training_preparation(self) -> Callable[[Any, Any], Any]:
         """Return the same for training, where batches of a chunk are placed together: later, by the model."""
