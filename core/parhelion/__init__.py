@@ -1,5 +1,7 @@
 """One experiment, two backends: stop anywhere, resume anywhere, and get exactly the run that was never stopped."""
 
+from .backends import available_backends as available_backends
+from .backends import load_backend as load_backend
 from .checkpoint import find_last_checkpoint as find_last_checkpoint
 from .checkpoint import get_trainer_safe_types_for_load as get_trainer_safe_types_for_load
 from .checkpoint import register_trainer_types_for_safe_load as register_trainer_types_for_safe_load
@@ -29,5 +31,6 @@ from .training import TrainingState as TrainingState
 from .training import TrainingUnit as TrainingUnit
 from .training import metrics as metrics
 from .training import schedules as schedules
+from .training import weights as weights
 
 __version__ = "0.1.0"

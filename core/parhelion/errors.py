@@ -14,7 +14,8 @@
     │   └── PluginConflictError    (ValueError)   two plugins claim one unique override
     ├── DataError
     │   ├── RecordError                           a dataset failed; names the sample index
-    │   └── CollateError           (TypeError)    records do not fit together; names index and field
+    │   ├── CollateError           (TypeError)    records do not fit together; names index and field
+    │   └── WorkerError            (RuntimeError) a loader's worker process failed, as a process
     ├── CheckpointError
     │   ├── UnsavableValueError    (TypeError)    a value has no place in a checkpoint; names its path
     │   ├── DamagedCheckpointError                bytes are missing or not those that were written
@@ -22,6 +23,9 @@
     │   └── CheckpointMismatchError (ValueError)  sound, but of another experiment
     ├── NonFiniteLossError         (ArithmeticError)  NaN or inf; names the first bad iteration
     ├── ResumeError                (AssertionError)   a run started again differs from one never stopped
+    ├── ContractError              (AssertionError)   a backend does not do what the core asks of it
+    ├── BackendNotFoundError       (ImportError)  no backend can be loaded by that name
+    ├── WorldError                 (RuntimeError) processes do not find each other
     └── MissingExtraError          (ImportError)  an optional dependency is not installed
 
 A message says what is wrong with this value, what is allowed, and one way out.
@@ -30,10 +34,12 @@ A message says what is wrong with this value, what is allowed, and one way out.
 from __future__ import annotations
 
 __all__ = [
+    "BackendNotFoundError",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointVersionError",
     "CollateError",
+    "ContractError",
     "DamagedCheckpointError",
     "DataError",
     "DuplicateNameError",
@@ -51,6 +57,8 @@ __all__ = [
     "SampleScopeError",
     "UnknownNameError",
     "UnsavableValueError",
+    "WorkerError",
+    "WorldError",
 ]
 
 
@@ -110,6 +118,10 @@ class CollateError(DataError, TypeError):
     """Records of one batch do not fit together."""
 
 
+class WorkerError(DataError, RuntimeError):
+    """A worker process of a loader died, hung or could not start, or what it sent cannot be had here."""
+
+
 class CheckpointError(ParhelionError):
     """Something about a checkpoint is wrong."""
 
@@ -136,6 +148,18 @@ class NonFiniteLossError(ParhelionError, ArithmeticError):
 
 class ResumeError(ParhelionError, AssertionError):
     """A run that was stopped and started again was given something else than one that never stopped."""
+
+
+class ContractError(ParhelionError, AssertionError):
+    """A backend does not do what the core asks of every backend."""
+
+
+class BackendNotFoundError(ParhelionError, ImportError):
+    """No backend can be loaded by that name, or none was chosen where there are several."""
+
+
+class WorldError(ParhelionError, RuntimeError):
+    """The processes that train together do not find each other."""
 
 
 class MissingExtraError(ParhelionError, ImportError):

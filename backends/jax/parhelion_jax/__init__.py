@@ -1,8 +1,41 @@
 """Parhelion on JAX."""
 
+from parhelion.data import DataLoaderProtocol as DataLoaderProtocol
+from parhelion.data import MapDatasetProtocol as MapDatasetProtocol
+from parhelion.data import SizedIterable as SizedIterable
+from parhelion.sampling import ResumableSamplerType as ResumableSamplerType
+
+from .arrays import Arrays as Arrays
+from .data import collate as collate
+from .data import create_dataloader as create_dataloader
 from .loss_model import LossModel as LossModel
+from .minibatches import DataLoader as DataLoader
+from .minibatches import InMemoryDataLoader as InMemoryDataLoader
+from .minibatches import cycled_minibatches as cycled_minibatches
 from .model import Model as Model
+from .plugins import DevicePlugin as DevicePlugin
+from .prefetch import mesh_map as mesh_map
+from .prefetch import prefetching_map as prefetching_map
+from .prefetch import sharding_map as sharding_map
+from .registries import LOSS_REGISTRY as LOSS_REGISTRY
+from .registries import METRIC_REGISTRY as METRIC_REGISTRY
+from .registries import MODEL_REGISTRY as MODEL_REGISTRY
+from .registries import OPTIMIZER_REGISTRY as OPTIMIZER_REGISTRY
+from .registries import SCHEDULE_REGISTRY as SCHEDULE_REGISTRY
+from .registries import create_loss as create_loss
+from .registries import create_metric as create_metric
+from .registries import create_model as create_model
+from .registries import create_optimizer as create_optimizer
+from .registries import create_schedule as create_schedule
+from .samplers import SAMPLER_REGISTRY as SAMPLER_REGISTRY
+from .samplers import ResumableDistributedSampler as ResumableDistributedSampler
+from .samplers import ResumableRandomSampler as ResumableRandomSampler
+from .samplers import ResumableSampler as ResumableSampler
+from .samplers import ResumableSequentialSampler as ResumableSequentialSampler
+from .samplers import create_sampler as create_sampler
 from .schedules import Scheduled as Scheduled
 from .schedules import per_epoch as per_epoch
 from .schedules import per_update as per_update
 from .trainer import Trainer as Trainer
+from .world import connect as connect
+from .world import disconnect as disconnect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import jax
@@ -14,7 +15,9 @@ from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
 from parhelion.training import TrainingState
 
 from .model import Model
+from .narrowing import to_array
 from .portable import give_portable, take_portable
+from .records import field_name, flatten
 from .schedules import as_scheduled
 from .stateful import check_tree, count_elements, give_tree, take_tree
 from .update import Carry, Objective, Update, as_control, as_controls, join, split
@@ -34,8 +37,8 @@ class LossModel(Model):
     """The short way: you give ``setup`` and a pure ``loss``; gradient, accumulation, precision, clipping, update,
     averaging and evaluation are compiled into one step whose buffers are donated.
 
-    ``setup`` assigns ``self.params``, any pytree (a dict of arrays, an equinox module, the parameters of a flax module),
-    and ``self.optimizer``, of optax; it may assign ``self.variables``, ``self.schedules`` and ``self.metrics``. Its keys
+    ``setup`` assigns ``self.params``, any pytree (a dict of arrays, an equinox module, a flax module's parameters), and
+    ``self.optimizer``, of optax; it may assign ``self.variables``, ``self.schedules`` and ``self.metrics``. Its keys
     come from ``self.key("params")``.
 
     ``loss(params, batch, key)`` returns the batch's mean loss, or ``(loss, outputs)``: in evaluation each metric is
@@ -56,8 +59,9 @@ class LossModel(Model):
         mode: whether a "min" or a "max" of it is better.
 
     Attributes:
-        params: what is trained. Its buffers are donated: after the next update an array taken from here is gone, so copy
-            what is to be kept (``jax.tree.map(jnp.copy, self.params)``).
+        params: what is trained: the arrays of floats in it; whatever else there is stays as it is. Its buffers are
+            donated: after the next update an array taken from here is gone, so copy what is to be kept
+            (``jax.tree.map(jnp.copy, self.params)``).
         variables: mutable collections; None for none.
         optimizer: a gradient transformation of optax.
         schedules: a schedule from ``parhelion.schedules`` or ``per_epoch`` of one, for an optimizer made by
@@ -157,12 +161,13 @@ class LossModel(Model):
         optimizer = self.optimizer
         if not isinstance(optimizer, optax.GradientTransformation) and not (fast_init and optimizer is None):
             raise InvalidTypeError(
-                f"self.optimizer is {optimizer!r} after setup(); expected one of optax, such as optax.adam(1e-3)."
+                f"self.optimizer is {_name(optimizer)} after setup(); expected one of optax, such as optax.adam(1e-3)."
             )
         params, rest = split(self._given)
         if not jax.tree.leaves(params):
             raise InvalidTypeError(
-                f"self.params is {self._given!r} after setup(); expected a pytree with floating point arrays in it."
+                f"self.params is {_name(self._given)} after setup(), without an array of floats; expected a pytree "
+                "with one. Assign it in setup(), such as self.params = {'weight': jnp.zeros((4, 3))}."
             )
         place = self.placement.replicate
         params = place(params)
@@ -181,7 +186,8 @@ class LossModel(Model):
         self._rest = rest if jax.tree.leaves(rest) else None
         self._given = self._given_variables = None  # the model has its own copies
         objective = Objective(self.loss, self._rest, self._dtype)
-        update = Update(objective, transform, self.key("steps"), scheduled, self._clip_norm, self._ema_decay)
+        on_cpu = self.device.platform == "cpu"
+        update = Update(objective, transform, self.key("steps"), scheduled, self._clip_norm, self._ema_decay, on_cpu)
         self._one, self._many = (jax.jit(step, donate_argnums=0) for step in (update.one, update.many))
         self._examine = self._compiled_evaluation(objective)
         super().finish_setup(fast_init)
@@ -409,14 +415,22 @@ def _saved(carry: Carry) -> dict[str, Any]:
 
 
 def _arrays(batch: Any) -> Any:
-    """Return a batch with None for what no compiled step can take, such as strings."""
+    """Return a batch with None for what no compiled step can take, such as text, and arrays for numbers."""
     if type(batch) is dict:
         for value in batch.values():  # pyright: ignore[reportUnknownVariableType]
             if not isinstance(value, jax.Array):
                 break
         else:
             return batch  # pyright: ignore[reportUnknownVariableType]
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None, batch)
+    leaves, structure = flatten(batch)
+    return structure.unflatten([_array(leaf, partial(field_name, batch, place)) for place, leaf in enumerate(leaves)])
+
+
+def _array(leaf: Any, name: Callable[[], str]) -> Any:
+    if isinstance(leaf, jax.Array):
+        return leaf
+    # A number of Python's would be of a weak type in one call and not among others in a chunk.
+    return to_array(np.asarray(leaf) if isinstance(leaf, (bool, int, float, complex)) else leaf, name, copy=False)
 
 
 def _readable(output: Any) -> Any:
@@ -427,6 +441,11 @@ def _readable(output: Any) -> Any:
 def _shapes(batch: Any) -> Any:
     leaves, structure = jax.tree.flatten(batch)
     return structure, [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else None for leaf in leaves]
+
+
+def _name(value: Any) -> str:
+    """Return what a message calls a value that may be large."""
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _is_number(value: Any) -> bool:

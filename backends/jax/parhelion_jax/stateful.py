@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from parhelion.errors import CheckpointMismatchError
+from parhelion.errors import CheckpointMismatchError, InvalidValueError
+from parhelion.training import entries
 
-__all__ = ["check_tree", "count_elements", "give_tree", "has_arrays", "leaf_name", "take_tree"]
+__all__ = [
+    "check_tree",
+    "count_elements",
+    "give_tree",
+    "has_arrays",
+    "is_plain",
+    "leaf_name",
+    "put_tree",
+    "take_kinds",
+    "take_tree",
+    "weak_names",
+]
 
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance
 _SCALARS = (bool, int, float, complex)
+_PLAIN = (*_SCALARS, str, bytes, type(None))
 _VALUE = jax.tree_util.GetAttrKey("value")
 _AS_IT_WAS = "Build the model as it was when it was saved."
 
@@ -31,15 +45,42 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 def has_arrays(value: Any) -> bool:
     """Return whether a value is an array of jax, or a pytree with one in it."""
-    return any(_is(leaf, jax.Array) for leaf in jax.tree.leaves(value))
+    try:
+        leaves = jax.tree.leaves(value)
+    except (TypeError, ValueError):  # a dictionary whose keys have no order is no pytree
+        return False
+    return any(_is(leaf, jax.Array) for leaf in leaves)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is an array, a number or text, or made of lists, tuples and dicts of such."""
+    if type(value) in (list, tuple, dict):
+        return all(map(is_plain, entries(value).values()))
+    return type(value) in _PLAIN or (_is(value, (jax.Array, np.ndarray, np.generic)) and not _is_key(value))
+
+
+def take_kinds(tree: Any) -> dict[str, str]:
+    """Return of every leaf of a pytree what it is: what stays the same as long as only numbers change."""
+    return {
+        leaf_name(path): repr(leaf) if type(leaf) in (str, bytes) else _kind(leaf, dtypes=True)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def take_tree(tree: Any) -> dict[str, Any]:
     """Return the arrays and numbers of a pytree by name; each is whole in this process.
 
     A random key becomes its data: the kind of key is the code's business.
+
+    Raises:
+        InvalidValueError: two leaves have one name.
     """
     return {name: _taken(leaf) for name, leaf in _named(tree).items()}
+
+
+def weak_names(tree: Any) -> list[str]:
+    """Return the names of the arrays whose dtype yields to any other's, as that of ``jnp.asarray(0.1)`` does."""
+    return [name for name, leaf in _named(tree).items() if getattr(leaf, "weak_type", False)]
 
 
 def check_tree(where: str, tree: Any, state: Any, *, dtypes: bool = True) -> None:
@@ -67,16 +108,38 @@ def check_tree(where: str, tree: Any, state: Any, *, dtypes: bool = True) -> Non
             )
 
 
-def give_tree(tree: Any, state: Mapping[str, Any]) -> Any:
+def give_tree(tree: Any, state: Mapping[str, Any], weak: Collection[str] = ()) -> Any:
     """Return a pytree like ``tree`` with the leaves of ``state``, each where and as its like was.
 
     Args:
         tree: says structure, dtypes and shardings.
         state: what :func:`take_tree` returned of its like.
+        weak: what :func:`weak_names` returned of it.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _given(leaf, state[leaf_name(path)]) if _is_kept(leaf) else leaf, tree
-    )
+
+    def give(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not _is_kept(leaf):
+            return leaf
+        name = leaf_name(path)
+        given = _given(leaf, state[name])
+        return _weakened(given) if name in weak else given
+
+    return jax.tree_util.tree_map_with_path(give, tree)
+
+
+def put_tree(tree: Any, state: Mapping[str, Any], weak: Collection[str] = ()) -> Any:
+    """Return what :func:`give_tree` does, or ``tree`` itself, written to, where it is made of variables of flax nnx.
+
+    Those may hang in several places, also of other trees, and go on doing so.
+    """
+    given = give_tree(tree, state, weak)
+    leaves = jax.tree_util.tree_leaves_with_path(given)
+    variables = [_variable(tree, path) for path, _ in leaves]
+    if None in variables:
+        return given
+    for variable, (_, leaf) in zip(variables, leaves, strict=True):
+        variable.set_value(leaf)
+    return tree
 
 
 def count_elements(tree: Any) -> int:
@@ -85,8 +148,31 @@ def count_elements(tree: Any) -> int:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {leaf_name(path): leaf for path, leaf in leaves if _is_kept(leaf)}
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _is_kept(leaf):
+            continue
+        if (name := leaf_name(path)) in named:
+            raise InvalidValueError(
+                f"two leaves of a pytree are called {name!r}; expected a name for each. Rename one, such as a key "
+                "with a slash in it."
+            )
+        named[name] = leaf
+    return named
+
+
+def _variable(tree: Any, path: tuple[Any, ...]) -> Any:
+    """Return the variable of flax nnx that a leaf is the value of; None if it is not."""
+    if not path or path[-1] != _VALUE:
+        return None
+    for step in path[:-1]:
+        if _is(step, jax.tree_util.GetAttrKey):
+            tree = getattr(tree, step.name)
+        elif _is(step, (jax.tree_util.DictKey, jax.tree_util.SequenceKey)):
+            tree = tree[getattr(step, "key", getattr(step, "idx", None))]
+        else:
+            return None
+    return tree if callable(getattr(tree, "set_value", None)) else None
 
 
 def _is_kept(leaf: Any) -> bool:
@@ -94,7 +180,7 @@ def _is_kept(leaf: Any) -> bool:
 
 
 def _is_key(leaf: Any) -> bool:
-    return _is(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return _is(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _taken(leaf: Any) -> Any:
@@ -105,10 +191,10 @@ def _taken(leaf: Any) -> Any:
     return leaf
 
 
-def _whole(leaf: jax.Array) -> jax.Array:
+def _whole(leaf: Any) -> Any:
     """Return an array that is spread over processes as one that every process has all of; all of them come here."""
-    mesh = leaf.sharding.mesh  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - of a mesh
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    kind: Any = jax.sharding.PartitionSpec
+    everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, kind())
     return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
 
 
@@ -123,6 +209,12 @@ def _given(leaf: Any, saved: Any) -> Any:
     if _is(leaf, np.ndarray):
         return np.array(saved)
     return type(leaf)(saved)
+
+
+def _weakened(array: Any) -> Any:
+    # The one operation that gives an array of any content a weak type is writing into one that has it.
+    weak = jnp.full(array.shape, array.dtype.type(0).item())
+    return jax.device_put(weak.at[...].set(array), array.sharding)
 
 
 def _kind(leaf: Any, *, dtypes: bool) -> str:

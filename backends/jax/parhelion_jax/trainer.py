@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -104,8 +104,8 @@ class Trainer(CoreTrainer):
     ) -> None:
         if isinstance(random_seed, jax.Array):
             raise InvalidTypeError(
-                f"random_seed is {random_seed!r}, an array or a key of jax; expected an integer from 0 to 2**64 - 1. Keys "
-                "are made from it: a loss gets one for each step, and setup takes others from self.key('params')."
+                f"random_seed is {random_seed!r}, an array or a key of jax; expected an integer from 0 to 2**64 - 1. "
+                "Keys are made from it: a loss gets one for each step, and setup takes others from self.key('params')."
             )
         options = TrainerOptions(
             run_name=run_name,
@@ -149,14 +149,14 @@ def _check_flags(benchmark: Any, deterministic: Any, platform: str) -> None:
             raise InvalidTypeError(f"{name} is {flag!r}; expected True or False.")
     if benchmark:
         raise InvalidValueError(
-            "enable_cudnn_benchmark is True; expected False on jax, where XLA chooses kernels when it compiles. Leave it "
-            "out."
+            "enable_cudnn_benchmark is True; expected False on jax, where XLA chooses kernels when it compiles. Leave "
+            "it out."
         )
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic and platform == "gpu" and "--xla_gpu_deterministic_ops=true" not in flags:
         raise InvalidValueError(
-            f"enable_deterministic is True and XLA_FLAGS is {flags!r}; expected --xla_gpu_deterministic_ops=true in it, "
-            "which XLA reads once. Set it in the environment, before jax starts."
+            f"enable_deterministic is True and XLA_FLAGS is {flags!r}; expected --xla_gpu_deterministic_ops=true in "
+            "it, which XLA reads once. Set it in the environment, before jax starts."
         )
 
 
@@ -176,7 +176,8 @@ def _parts(placement: Placement, steps_per_execution: int) -> BackendParts:
 
     def switches() -> AbstractContextManager[Any]:
         # What user code makes without saying where belongs beside the run's own arrays.
-        return jax.default_device(devices[0])
+        context: Any = jax.default_device(devices[0])
+        return cast("AbstractContextManager[Any]", context)
 
     return BackendParts(
         name="jax",

@@ -15,11 +15,14 @@ import optax
 from parhelion.errors import InvalidTypeError
 from parhelion.training import TrainingState
 
+from .convolutions import with_channels_last
 from .schedules import Scheduled
+from .stateful import leaf_name
 
 __all__ = ["Carry", "Objective", "Update", "as_control", "as_controls", "join", "split"]
 
 _FLOAT32 = np.dtype(np.float32)
+_LAST_COUNT = 2**31 - 1  # where optax's own counts stay, too
 
 
 class Carry(NamedTuple):
@@ -46,15 +49,14 @@ class Carry(NamedTuple):
 def as_control(state: TrainingState) -> npt.NDArray[np.uint32]:
     """Return what a compiled step is told about its iteration, as uint32 of shape ``(6,)``.
 
-    That is: the iteration's high and low words, the 0-based update and epoch, the bits of the loss's weight as float32,
-    and whether the optimizer steps.
+    That is: the iteration's high and low words, the 0-based update and epoch (at most 2**31 - 1), the bits of the
+    loss's weight as float32, and whether the optimizer steps.
     """
     iteration = state.global_iteration
     weight = int(np.float32(state.loss_weight).view(np.uint32)) if state.loss_weight != 1.0 else 0x3F800000
-    update = state.current_iteration - state.is_update
-    return np.array(
-        (iteration >> 32, iteration & 0xFFFFFFFF, update, state.global_epoch - 1, weight, state.is_update), np.uint32
-    )
+    update = min(state.current_iteration - state.is_update, _LAST_COUNT)
+    epoch = min(state.global_epoch - 1, _LAST_COUNT)
+    return np.array((iteration >> 32, iteration & 0xFFFFFFFF, update, epoch, weight, state.is_update), np.uint32)
 
 
 def as_controls(states: Sequence[TrainingState]) -> npt.NDArray[np.uint32]:
@@ -106,7 +108,8 @@ class Objective:
             InvalidTypeError: the loss is no scalar, or does not return what it has to.
         """
         given = join(_cast(params, self.dtype), self.rest), _cast(batch, self.dtype), key
-        made = self.loss(*given) if variables is None else self.loss(*given, variables)
+        # Rebuilt where they are used: variables of flax nnx can only be written to in the trace that made them.
+        made = self.loss(*given) if variables is None else self.loss(*given, jax.tree.map(lambda leaf: leaf, variables))
         loss, outputs, changed = _parts_of(made, has_variables=variables is not None)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             what = f"an array of shape {loss.shape} and {loss.dtype}" if hasattr(loss, "shape") else repr(loss)
@@ -115,7 +118,7 @@ class Objective:
                 "Use .mean()."
             )
         if variables is not None:
-            changed = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), changed, variables)
+            changed = _like(variables, changed)
         return loss.astype(_FLOAT32), (outputs, changed)
 
 
@@ -124,8 +127,8 @@ def _parts_of(made: Any, *, has_variables: bool) -> tuple[Any, Any, Any]:
     if has_variables:
         if len(parts) != 3:  # noqa: PLR2004 - loss, outputs, variables
             raise InvalidTypeError(
-                f"loss(params, batch, key, variables) returned {len(parts)} values; expected (loss, outputs, variables) "
-                "where self.variables is set. Outputs may be None."
+                f"loss(params, batch, key, variables) returned {len(parts)} values; expected (loss, outputs, "
+                "variables) where self.variables is set. Outputs may be None."
             )
         return parts[0], parts[1], parts[2]
     if len(parts) > 2:  # noqa: PLR2004 - loss, outputs
@@ -134,6 +137,28 @@ def _parts_of(made: Any, *, has_variables: bool) -> tuple[Any, Any, Any]:
             "self.variables in setup() to have variables."
         )
     return parts[0], parts[1] if len(parts) > 1 else None, None
+
+
+def _like(variables: Any, changed: Any) -> Any:
+    """Return new variables in the structure and the dtypes of the old ones.
+
+    Raises:
+        InvalidTypeError: they are others.
+    """
+    here, there = (
+        {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (variables, changed)
+    )
+    for name in [*here, *there]:
+        mine, theirs = (str(np.shape(each[name])) if name in each else "not there" for each in (here, there))
+        if mine != theirs:
+            raise InvalidTypeError(
+                f"loss(params, batch, key, variables) returned other variables: {name!r} is {mine} in self.variables "
+                f"and {theirs} in what it returned; expected the same names and shapes. Return them all, changed or "
+                "not."
+            )
+    leaves = [jnp.asarray(there[name], leaf.dtype) for name, leaf in here.items()]
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
@@ -156,6 +181,7 @@ class Update:
         scheduled: sets the learning rate; None for nobody.
         clip_norm: the largest norm of the whole gradient; None for any.
         ema_decay: of the average; None for no average.
+        on_cpu: whether it runs on the CPU, where convolutions in a loop need help to be fast.
     """
 
     objective: Objective
@@ -164,6 +190,7 @@ class Update:
     scheduled: Scheduled | None
     clip_norm: float | None
     ema_decay: float | None
+    on_cpu: bool
 
     def one(self, carry: Carry, batch: Any, control: Any) -> tuple[Carry, jax.Array]:
         """Return the carry after one iteration, and its loss.
@@ -182,6 +209,8 @@ class Update:
         # Both words: fold_in takes 32 bits.
         key = jax.random.fold_in(jax.random.fold_in(self.key, control[0]), control[1])
         differentiate = jax.value_and_grad(self.objective, has_aux=True)
+        if self.on_cpu:
+            differentiate = with_channels_last(differentiate)
         (loss, (_, variables)), gradient = differentiate(carry.params, batch, key, carry.variables)
         carry = carry._replace(variables=variables)
         if carry.gradient is None:
@@ -213,11 +242,16 @@ class Update:
         params, average = optax.apply_updates(carry.params, changes), carry.average
         if self.ema_decay is not None:
             # An average begins with the first weights that it sees.
-            share = jnp.where(update == 0, 1.0, 1.0 - self.ema_decay)
-            average = jax.tree.map(lambda mean, new: mean + (new - mean) * share.astype(new.dtype), average, params)
+            share, is_first = 1.0 - self.ema_decay, update == 0
+            average = jax.tree.map(
+                lambda mean, new: jnp.where(is_first, new, mean + (new - mean) * share), average, params
+            )
         return carry._replace(params=params, opt_state=opt_state, average=average)
 
 
 def _norm(tree: Any) -> jax.Array:
     """Return the Euclidean norm over all elements of a pytree."""
-    return jnp.sqrt(sum((jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)), jnp.float32(0)))
+    sizes = [jnp.abs(leaf) for leaf in jax.tree.leaves(tree)]
+    # A sum of squares needs more than 8 or 11 bits.
+    squares = [jnp.square(size.astype(jnp.promote_types(size.dtype, jnp.float32))) for size in sizes]
+    return jnp.sqrt(sum((jnp.sum(each) for each in squares), jnp.float32(0)))

@@ -26,13 +26,15 @@ def choose_sampler(
     *,
     rank: int = 0,
     world: int = 1,
+    parts: int = 1,
+    whole_tail: bool = False,
     registry: Registry[Callable[..., ResumableSamplerType]] = SAMPLER_REGISTRY,
 ) -> ResumableSamplerType:
     """Return the sampler for a data set: it gives this rank's part, and the tail as the split needs it.
 
     That is the params' sampler if they have one, else the distributed one where ranks share the data, else
     the random one for ``shuffle``, else the sequential one. A training tail is padded up to a multiple of the
-    ranks, an evaluation's never; ``drop_last`` leaves it out.
+    parts of all ranks, an evaluation's never; ``drop_last`` leaves it out.
 
     Args:
         dataset: has a length.
@@ -40,12 +42,16 @@ def choose_sampler(
         split: what the data is for.
         rank: this rank, where ``params.is_distributed``.
         world: number of ranks, where ``params.is_distributed``.
+        parts: pieces that a rank's batch is split into, such as one for each of its devices.
+        whole_tail: whether ranks compute as one, so that the incomplete last batch of an evaluation goes whole
+            to each of them; otherwise they share it.
         registry: where the samplers are looked up by name.
 
     Raises:
         InvalidTypeError: the sampler is not resumable, or the dataset has no length.
-        InvalidValueError: the sampler has another batch size, the dataset is empty or has not one full batch
-            where only full ones are wanted, or several ranks would drop records of an evaluation.
+        InvalidValueError: the sampler has another batch size, or one that is no multiple of ``parts``, the
+            dataset is empty or has not one full batch where only full ones are wanted, or several ranks would
+            drop records of an evaluation.
         UnknownNameError: no sampler is registered under the name.
     """
     if not params.is_distributed:
@@ -60,7 +66,7 @@ def choose_sampler(
     if shard.world == 1 < world:
         # A sampler that knows nothing of ranks would give all of them the same records.
         shard = attrs.evolve(shard, rank=rank, world=world)
-    shard = attrs.evolve(shard, tail=_choose_tail(shard, params, split))
+    shard = attrs.evolve(shard, parts=parts, tail=_choose_tail(shard, params, split, whole_tail))
     sampler.reshard(shard)
     _check_batches(sampler, split)
     return sampler
@@ -103,7 +109,9 @@ def get_collate_fn(collate_fn: CollateFn | str | None) -> CollateFn | None:
 
 def count_batches(sampler: ResumableSampler) -> int:
     """Return how many batches this rank gets in a whole epoch; one that would be empty is not counted."""
-    return -(-sampler.shard.num_samples(sampler.size) // sampler.batch_size)
+    shard = sampler.shard
+    full = sampler.size // shard.global_batch
+    return full + (shard.num_samples(sampler.size) > full * shard.batch_size)
 
 
 def _get_default_name(params: DataLoaderParams) -> str:
@@ -141,15 +149,16 @@ def _check_sampler(sampler: Any, params: DataLoaderParams) -> None:
         )
 
 
-def _choose_tail(shard: Shard, params: DataLoaderParams, split: DatasetSplit) -> Tail:
+def _choose_tail(shard: Shard, params: DataLoaderParams, split: DatasetSplit, whole_tail: bool) -> Tail:
     if params.drop_last:
         tail = Tail.DROP
     elif shard.tail in (Tail.DROP, Tail.TRIM):
         # The sampler's own drop_last.
         tail = shard.tail
     else:
-        tail = Tail.PAD if split is DatasetSplit.TRAIN else Tail.MASK
-    if tail is not Tail.MASK and split is not DatasetSplit.TRAIN and shard.world > 1:
+        evaluation = Tail.WHOLE if whole_tail and shard.world > 1 else Tail.MASK
+        tail = Tail.PAD if split is DatasetSplit.TRAIN else evaluation
+    if tail in (Tail.DROP, Tail.TRIM) and split is not DatasetSplit.TRAIN and shard.world > 1:
         raise InvalidValueError(
             f"drop_last is True for the {split.name.lower()} split on {shard.world} ranks; expected False, "
             "for what is left out would depend on the number of ranks and the metrics with it. Set "

@@ -38,9 +38,8 @@ class DataModule(ABC):
 
         class Digits(DataModule):
             def setup(self):
-                self._train_dataset = self._create_dataset(DigitRecords(train=True),
-                DataLoaderParams(shuffle=True)) self._valid_dataset =
-                self._create_dataset(DigitRecords(train=False), {"batch_size": 64})
+                self._train_dataset = self._create_dataset(Records(train=True), DataLoaderParams(shuffle=True))
+                self._valid_dataset = self._create_dataset(Records(train=False), {"batch_size": 64})
     """
 
     # On the class, so that a subclass may leave super().__init__() out.

@@ -215,7 +215,7 @@ class ResumableSampler(ABC):
         """Return this rank's batches from the start to the epoch's end, as what to fetch.
 
         There are :meth:`num_batches_remaining` of them on every rank. With ``Tail.MASK`` the indices of the
-        last one may be fewer than other ranks', or none.
+        last one may be fewer than other ranks', or none; with ``Tail.WHOLE`` more than ``batch_size``.
         """
         self._has_begun = True
         epoch, stride = self._start.epoch, self._shard.global_batch

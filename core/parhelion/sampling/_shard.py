@@ -3,6 +3,9 @@
 A *place* is a position in the global order of one epoch. With W ranks of batch size B the global batch that
 begins at place p takes [p, p + W * B), and rank r the contiguous block [p + r * B, p + (r + 1) * B). Nothing
 else decides who gets what, so changing W or B at any p leaves the order of what is delivered as it was.
+
+A rank may split its batch further into P equal parts, one for each of its devices. What all ranks then take is
+what W * P ranks of batch size B / P would.
 """
 
 from __future__ import annotations
@@ -24,17 +27,22 @@ class Tail(Enum):
 
     Attributes:
         DROP: they are left out, so every batch is full.
-        PAD: they are shared equally, after padding them to a multiple of the number of ranks with records
-            from the start of this epoch's order. Every rank gets the same number; a record may come twice.
+        PAD: they are shared equally, after padding them to a multiple of the number of parts (of all ranks)
+            with records from the start of this epoch's order. Every rank gets the same number; a record may
+            come twice.
         MASK: they are shared in equal contiguous parts, the last ranks getting less or nothing. Every record
             comes exactly once.
-        TRIM: they are shared equally, after leaving out what is over a multiple of the number of ranks.
+        TRIM: they are shared equally, after leaving out what is over a multiple of the number of parts.
+        WHOLE: every rank gets all of them, for ranks that compute as one: an evaluation in which each batch
+            is one computation over all ranks. Such a batch may be larger than ``batch_size``. Taken together
+            each record counts once.
     """
 
     DROP = "drop"
     PAD = "pad"
     MASK = "mask"
     TRIM = "trim"
+    WHOLE = "whole"
 
 
 class Block(NamedTuple):
@@ -68,17 +76,19 @@ class Shard:
         rank: which of the ranks, from 0.
         world: number of ranks that share the data.
         tail: what happens to an incomplete global batch.
+        parts: pieces of equal size that one rank's batch is split into, such as one for each of its devices.
         global_batch: records per batch of all ranks: ``world * batch_size``.
 
     Raises:
         InvalidTypeError: one of the numbers is no integer, or ``tail`` no :class:`Tail`.
-        InvalidValueError: one of the numbers is out of range.
+        InvalidValueError: one of the numbers is out of range, or ``batch_size`` no multiple of ``parts``.
     """
 
     batch_size: int = 1
     rank: int = 0
     world: int = 1
     tail: Tail = attrs.field(default=Tail.PAD, validator=_check_tail)
+    parts: int = 1
     global_batch: int = attrs.field(init=False, eq=False, repr=False)
     # The fewest records left for which there is still a batch.
     _least: int = attrs.field(init=False, eq=False, repr=False)
@@ -92,12 +102,19 @@ class Shard:
                 f"rank is {rank}; expected an integer from 0 to {world - 1}, the last of {world} ranks. "
                 "Pass the rank and the number of ranks of the same group."
             )
+        parts = check_count(self.parts, "parts", 1, "A rank of one device has 1.")
+        if batch_size % parts:
+            raise InvalidValueError(
+                f"batch_size is {batch_size}; expected a multiple of {parts}, the parts that a rank's batch is split "
+                f"into. Pass batch_size={batch_size + -batch_size % parts}, or fewer parts."
+            )
         store = object.__setattr__
         store(self, "batch_size", batch_size)
         store(self, "rank", rank)
         store(self, "world", world)
+        store(self, "parts", parts)
         store(self, "global_batch", world * batch_size)
-        store(self, "_least", {Tail.DROP: world * batch_size, Tail.TRIM: world}.get(self.tail, 1))
+        store(self, "_least", {Tail.DROP: world * batch_size, Tail.TRIM: world * parts}.get(self.tail, 1))
 
     def num_batches(self, size: int, offset: int = 0) -> int:
         """Return how many global batches there are from ``offset`` to the end of the epoch."""
@@ -128,7 +145,10 @@ class Shard:
                 f"offset of a global batch is {offset}; expected one >= 0 with at least {self._least} of the "
                 f"epoch's {size} records left ({self.tail}). Ask num_batches(size, offset) first."
             )
-        share = left // self.world if self.tail is Tail.TRIM else -(-left // self.world)
+        if self.tail is Tail.WHOLE:
+            return Block(offset, size, left)
+        pieces = self.world * self.parts
+        share = self.parts * (left // pieces if self.tail is Tail.TRIM else -(-left // pieces))
         start = offset + self.rank * share
         stop = start + share
         if self.tail is Tail.MASK:
@@ -138,14 +158,15 @@ class Shard:
     def span(self, size: int, offset: int) -> int:
         """Return how many records all ranks together take in the global batch at ``offset``.
 
-        Padding is not counted. It is 0 where no global batch begins.
+        Padding is not counted, nor is what several ranks take more than once. It is 0 where no global batch
+        begins.
         """
         left = size - offset
         if left >= self.global_batch:
             return self.global_batch
         if left < self._least:
             return 0
-        return left - left % self.world if self.tail is Tail.TRIM else left
+        return left - left % (self.world * self.parts) if self.tail is Tail.TRIM else left
 
     def after(self, size: int, position: Position) -> Position:
         """Return where the run stands after the global batch that begins at ``position``.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
+from parhelion.data import Loader
 from parhelion.errors import DataError, InvalidTypeError, InvalidValueError
 from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
 
@@ -82,6 +83,11 @@ class Source:
             return map(self._ready.__getitem__, self.sampler)
         with self._aside():
             return iter(self.loader)
+
+    def close(self) -> None:
+        """End worker processes that wait for another iteration; one would start them again."""
+        if isinstance(self.loader, Loader):
+            self.loader.close()
 
     def check_exhausted(self, position: Position) -> None:
         """Do nothing if no batch begins at ``position``.

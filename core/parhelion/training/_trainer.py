@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -309,13 +309,27 @@ class Trainer(TrainerFacts):
         self.history = reporting.history
         return reporting
 
-    def _session(self, model: Model, datamodule: DataModule, *, fast_init: bool) -> AbstractContextManager[Window]:
+    @contextmanager
+    def _session(self, model: Model, datamodule: DataModule, *, fast_init: bool) -> Generator[Window]:
         """Return the context in which everything is set up; a model that was just fitted stays as it is for a test."""
         is_ready = fast_init and model is self._fitted
         self._model, self._datamodule = model, datamodule
-        return session(
-            self, model, datamodule, self._plugins, self._options, self._parts, fast_init=fast_init, is_ready=is_ready
-        )
+        try:
+            with session(
+                self,
+                model,
+                datamodule,
+                self._plugins,
+                self._options,
+                self._parts,
+                fast_init=fast_init,
+                is_ready=is_ready,
+            ) as window:
+                yield window
+        finally:
+            for source in self._sources:
+                source.close()
+            self._sources.clear()
 
     def _in_turn(self, act: Callable[[], T]) -> T:
         """Return what ``act`` does, which the first rank does before the others: what it tidies up is tidy for them."""
@@ -329,13 +343,15 @@ class Trainer(TrainerFacts):
 
     def _source(self, made: Any, split: str, accumulation_steps: int = 1) -> Source:
         """Return a split as the loop sees it."""
-        return open_source(
+        source = open_source(
             made,
             split,
             accumulation_steps=accumulation_steps,
             limit_batches=self._options.batch_limit(),
             aside=self._parts.randomness.aside,
         )
+        self._sources.append(source)
+        return source
 
     def _load_weights(self, model: Model) -> None:
         """Give a model that this trainer has not just fitted its weights."""

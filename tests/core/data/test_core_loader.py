@@ -110,14 +110,20 @@ def test_a_loader_says_what_it_was_made_of():
 
 
 def test_create_loader_follows_the_params():
-    params = DataLoaderParams(
-        7, 4, shuffle=True, num_workers=3, drop_last=True, collate_fn=list, options={"global_rng": "sample"}
-    )
+    params = DataLoaderParams(7, 4, shuffle=True, drop_last=True, collate_fn=list, options={"global_rng": "sample"})
     loader, sampler = create_loader(Noisy(), DatasetSplit.TRAIN, params)
     assert sampler.seed == 7
     assert len(loader) == 5
     by_hand = Loader(Noisy(), sampler, seed=7, collate_fn=list, global_rng="sample")
     assert list(loader) == list(by_hand)
+
+
+def test_a_collate_function_that_raises_stop_iteration_does_not_end_the_epoch():
+    def stop(records):
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(make(collate_fn=stop)[0])
 
 
 def test_the_split_is_part_of_the_key():

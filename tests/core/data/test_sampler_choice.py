@@ -18,8 +18,9 @@ from parhelion.sampling import (
 TRAIN, VALID, TEST = DatasetSplit
 
 
-def choose(split=TRAIN, size=10, rank=0, world=1, **params):
-    return choose_sampler(range(size), DataLoaderParams(**params), split, rank=rank, world=world)
+def choose(split=TRAIN, size=10, rank=0, world=1, *, parts=1, whole_tail=False, **params):
+    given = {"rank": rank, "world": world, "parts": parts, "whole_tail": whole_tail}
+    return choose_sampler(range(size), DataLoaderParams(**params), split, **given)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,48 @@ def test_a_training_tail_is_padded_to_the_number_of_ranks_only():
     lengths = [len(list(choose(TRAIN, 11, rank, 2, batch_size=4, is_distributed=True))) for rank in range(2)]
     assert lengths == [6, 6]
     assert len(list(choose(TRAIN, 11, batch_size=4))) == 11
+
+
+def test_a_training_tail_is_padded_to_the_parts_of_all_ranks():
+    ranks = [choose(TRAIN, 11, rank, 2, parts=2, batch_size=4, is_distributed=True) for rank in range(2)]
+    assert [list(sampler)[4:] for sampler in ranks] == [[8, 9], [10, 0]]
+    assert len(list(choose(TRAIN, 11, batch_size=4, parts=4))) == 12
+
+
+def test_an_evaluation_on_parts_repeats_nothing():
+    assert list(choose(VALID, 11, batch_size=4, parts=4)) == list(range(11))
+
+
+def test_ranks_that_compute_as_one_all_get_the_incomplete_last_batch_of_an_evaluation():
+    ranks = [choose(TEST, 15, r, 2, whole_tail=True, parts=2, batch_size=4, is_distributed=True) for r in range(2)]
+    taken = [[request.indices.tolist() for request in sampler.requests()] for sampler in ranks]
+    assert taken == [[[0, 1, 2, 3], [8, 9, 10, 11, 12, 13, 14]], [[4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14]]]
+    assert [request.place for request in ranks[1].requests()] == [4, 8]
+    assert [count_batches(sampler) for sampler in ranks] == [2, 2]
+    assert [sampler.num_remaining() for sampler in ranks] == [11, 11]
+    assert list(ranks[1]) == [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    ranks[0].start_iter = 1
+    assert list(ranks[0]) == list(range(8, 15))
+
+
+@pytest.mark.parametrize(("split", "world"), [(TRAIN, 2), (VALID, 1)])
+def test_a_training_tail_and_that_of_a_single_rank_are_never_whole(split, world):
+    sampler = choose(split, 11, 0, world, whole_tail=True, batch_size=2, is_distributed=True)
+    assert sampler.shard.tail is (Tail.PAD if split is TRAIN else Tail.MASK)
+
+
+@pytest.mark.parametrize("whole_tail", [False, True])
+def test_a_sampler_given_to_another_loader_gets_its_parts_and_tail(whole_tail):
+    sampler = ResumableDistributedSampler(range(11), 2, 0, batch_size=4)
+    choose(VALID, 11, parts=4, whole_tail=not whole_tail, sampler=sampler, batch_size=4)
+    choose(VALID, 11, parts=2, whole_tail=whole_tail, sampler=sampler, batch_size=4)
+    assert sampler.shard.parts == 2
+    assert sampler.shard.tail is (Tail.WHOLE if whole_tail else Tail.MASK)
+
+
+def test_a_batch_size_that_is_no_multiple_of_the_parts_is_refused():
+    with pytest.raises(InvalidValueError, match="batch_size is 6; expected a multiple of 4, the parts"):
+        choose(batch_size=6, parts=4)
 
 
 def test_drop_last_drops_the_incomplete_batch_on_any_single_rank_split():

@@ -9,6 +9,7 @@ from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.sampling import Block, Position, Shard, Tail
 
 tails = st.sampled_from(Tail)
+shared_tails = tails.filter(lambda tail: tail is not Tail.WHOLE)
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 9))  # batch size, world
 
 
@@ -60,6 +61,72 @@ def test_a_dropped_tail_does_not_exist():
     assert shard.after(29, Position(0, 12)) == Position(1, 0)
 
 
+def test_a_whole_tail_goes_to_every_rank_and_counts_once():
+    shard = Shard(4, 1, 2, Tail.WHOLE)
+    assert blocks(4, 2, Tail.WHOLE, 15, 0) == [Block(0, 4, 4), Block(4, 8, 4)]
+    assert blocks(4, 2, Tail.WHOLE, 15, 8) == [Block(8, 15, 7)] * 2  # more than a rank's batch
+    assert (shard.span(15, 8), shard.num_batches(15), shard.num_samples(15)) == (7, 2, 4 + 7)
+    assert shard.is_last(15, 8)
+    assert shard.after(15, Position(0, 8)) == Position(1, 0)
+
+
+def test_a_tail_is_padded_to_a_multiple_of_the_parts_of_all_ranks():
+    ranks = [Shard(8, rank, 2, parts=4) for rank in range(2)]
+    assert [shard.block(21, 16) for shard in ranks] == [Block(16, 20, 4), Block(20, 24, 1)]
+    assert [shard.num_samples(21) for shard in ranks] == [12, 12]
+
+
+def test_a_tail_is_trimmed_to_a_multiple_of_the_parts_of_all_ranks():
+    shard = Shard(8, 1, 2, Tail.TRIM, parts=2)
+    assert shard.block(23, 16) == Block(18, 20, 2)
+    assert (shard.span(23, 16), shard.span(19, 16), shard.num_batches(19)) == (4, 0, 1)
+
+
+def joined(ranks):
+    """What the ranks take together: where it begins and ends, and how much of it is no padding."""
+    starts, stops, valid = zip(*ranks, strict=True)
+    assert all(stop == start for stop, start in zip(stops, starts[1:], strict=False))
+    return starts[0], stops[-1], sum(valid)
+
+
+@given(
+    part=st.integers(1, 6),
+    parts=st.integers(1, 8),
+    world=st.integers(1, 5),
+    tail=shared_tails,
+    size=st.integers(1, 300),
+)
+def test_ranks_of_several_parts_take_what_as_many_ranks_of_one_part_would(part, parts, world, tail, size):
+    merged = [Shard(part * parts, rank, world, tail, parts=parts) for rank in range(world)]
+    single = [Shard(part, rank, world * parts, tail) for rank in range(world * parts)]
+    assert merged[0].num_batches(size) == single[0].num_batches(size)
+    for position in walk(merged[0], size, Position()):
+        if position.epoch == 0 and merged[0].num_batches(size, position.offset):
+            assert merged[0].span(size, position.offset) == single[0].span(size, position.offset)
+            assert merged[0].after(size, position) == single[0].after(size, position)
+            for rank, shard in enumerate(merged):
+                ours = shard.block(size, position.offset)
+                theirs = [each.block(size, position.offset) for each in single[rank * parts : (rank + 1) * parts]]
+                assert tuple(ours) == joined(theirs)
+                assert tail not in (Tail.PAD, Tail.TRIM) or (ours.stop - ours.start) % parts == 0
+
+
+@given(shape=shapes, size=st.integers(1, 300))
+def test_evaluated_whole_every_record_counts_once_whatever_the_ranks(shape, size):
+    batch_size, world = shape
+    shard = Shard(batch_size, world - 1, world, Tail.WHOLE)
+    counted, taken = 0, 0
+    for position in walk(shard, size, Position()):
+        if position.epoch == 0:
+            ranks = blocks(batch_size, world, Tail.WHOLE, size, position.offset)
+            places = {place for block in ranks for place in range(block.start, block.stop)}
+            assert places == set(range(counted, counted + shard.span(size, position.offset)))
+            assert all(block.num_valid == block.stop - block.start for block in ranks)
+            counted += len(places)
+            taken += ranks[-1].stop - ranks[-1].start
+    assert (counted, taken) == (size, shard.num_samples(size))
+
+
 def test_dropping_looks_at_what_is_left_from_the_current_position():
     # 10 of 21 were consumed with another shape: 11 are left, a batch of 8 and a tail.
     shard = Shard(4, 0, 2, Tail.DROP)
@@ -69,7 +136,7 @@ def test_dropping_looks_at_what_is_left_from_the_current_position():
     assert shard.after(21, Position(3, 14)) == Position(4, 0)
 
 
-@given(shape=shapes, tail=tails, size=st.integers(1, 300))
+@given(shape=shapes, tail=shared_tails, size=st.integers(1, 300))
 @settings(deadline=None)
 def test_an_epoch_delivers_every_record_exactly_once_in_order(shape, tail, size):
     batch_size, world = shape
@@ -113,7 +180,7 @@ def test_changing_ranks_and_batch_size_at_any_stop_keeps_the_global_order(size, 
 @given(
     batch_size=st.integers(1, 10**6),
     world=st.integers(1, 3000),
-    tail=tails,
+    tail=shared_tails,
     size=st.integers(1, 10**12),
     data=st.data(),
 )
@@ -157,7 +224,8 @@ def test_the_same_global_batch_holds_the_same_records_on_any_number_of_ranks():
 def test_a_shard_is_a_value():
     assert Shard(4, 1, 2) == Shard(4, 1, 2, Tail.PAD)
     assert attrs.evolve(Shard(4, 1, 2), batch_size=8).global_batch == 16
-    assert repr(Shard(4, 1, 2)) == "Shard(batch_size=4, rank=1, world=2, tail=<Tail.PAD: 'pad'>)"
+    assert repr(Shard(4, 1, 2)) == "Shard(batch_size=4, rank=1, world=2, tail=<Tail.PAD: 'pad'>, parts=1)"
+    assert Shard(4, 1, 2, parts=2) == attrs.evolve(Shard(4, 1, 2), parts=2) != Shard(4, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +257,12 @@ def test_a_shard_is_a_value():
             InvalidTypeError,
             r"tail is 'pad'; expected one of Tail\.DROP, Tail\.PAD",
         ),
+        (
+            lambda: Shard(6, parts=4),
+            InvalidValueError,
+            r"batch_size is 6; expected a multiple of 4, the parts .* Pass batch_size=8, or fewer parts\.",
+        ),
+        (lambda: Shard(6, parts=0), InvalidValueError, r"parts is 0; expected an integer >= 1\. A rank of one device"),
         (
             lambda: Shard(4).block(10, 10),
             InvalidValueError,

@@ -1,0 +1,195 @@
+"""A worker process, from its start to its end.
+
+It is a fresh interpreter, so it is safe whatever threads the parent has, and it never runs the user's script again. It
+ends with the parent, however that ends, and on a closed socket at once, also in the middle of user code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import attrs
+
+from parhelion.errors import WorkerError
+
+from ._collate import collate
+from ._fetch import Fetch
+from ._link import BATCH, FAILED, READY, UNUSABLE, Asked, Result, WorkerEnd
+from ._shipment import describe_unpicklable, read_file, write_error, write_file, write_value
+
+__all__ = ["Task", "main", "start_process", "write_indices", "write_task"]
+
+_MANY = 8
+_BOOT = "import sys; sys.path[:] = {path!r}; from parhelion.data._worker_process import main; main({link}, {task})"
+
+
+@attrs.frozen
+class Task:
+    """What a worker is there for.
+
+    Attributes:
+        fetch: makes batches of requests.
+        worker_init_fn: called with the worker's number before the first batch.
+        arguments: the command line that user code will find.
+    """
+
+    fetch: Fetch
+    worker_init_fn: Callable[[int], Any] | None
+    arguments: list[str]
+
+
+def write_task(task: Task) -> BinaryIO:
+    """Return the task as an open file without a name, for any number of workers.
+
+    Raises:
+        WorkerError: something in it cannot be pickled; it is named.
+    """
+    try:
+        return write_file(task)
+    except Exception as error:
+        name, value = _find_unsendable(task)
+        raise WorkerError(
+            f"{name} cannot be sent to a worker process: {describe_unpicklable(value, name, error)}; expected what "
+            "cloudpickle can write. Make it in the worker at its first use, or load with num_workers=0."
+        ) from error
+
+
+def _find_unsendable(task: Task) -> tuple[str, Any]:
+    parts = {
+        "dataset": task.fetch.dataset,
+        "collate_fn": task.fetch.collate_fn,
+        "worker_init_fn": task.worker_init_fn,
+    }
+    for name, value in parts.items():
+        try:
+            write_file(value).close()
+        except Exception:  # noqa: BLE001 - user code may raise anything here
+            return name, value
+    return "loader", task.fetch
+
+
+def start_process(number: int, task: BinaryIO) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Return a worker process that has just been started, and this end of the socket to it.
+
+    Args:
+        number: from 0; its name in messages.
+        task: what :func:`write_task` returned.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    here, there = socket.socketpair()
+    path = [entry for entry in sys.path if isinstance(entry, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
+    ends = there.fileno(), task.fileno()
+    try:
+        process = subprocess.Popen(  # noqa: S603 - this very interpreter
+            [sys.executable, *_get_flags(), "-c", _BOOT.format(path=path, link=f"{number}, {ends[0]}", task=ends[1])],
+            stdin=subprocess.DEVNULL,
+            pass_fds=ends,
+            # Ctrl-C is for the parent alone.
+            process_group=0,
+        )
+    except BaseException:
+        here.close()
+        raise
+    finally:
+        there.close()
+    return process, here
+
+
+def _get_flags() -> list[str]:
+    """Return this interpreter's options, such as -O; multiprocessing takes them from the same place."""
+    flags: list[str] = vars(subprocess).get("_args_from_interpreter_flags", list)()
+    return flags
+
+
+def main(number: int, link: int, task: int) -> None:
+    """Be a worker until the parent is gone.
+
+    Args:
+        number: this worker's, from 0.
+        link: file descriptor of the socket.
+        task: file descriptor of the task.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 2 is closed
+        faulthandler.enable()
+    sock = socket.socket(fileno=link)
+    sock.set_inheritable(False)
+    threading.Thread(target=_end_with_parent, args=(sock,), daemon=True).start()
+    end = WorkerEnd(sock)
+    fetch = _prepare(number, end, task)
+    end.send(Result(0, 0, READY, []))
+    is_fresh = fetch.collate_fn is collate
+    for asked in end.requests():
+        end.send(_answer(fetch, asked, number), is_fresh=is_fresh)
+        _flush()
+    os._exit(0)
+
+
+def _end_with_parent(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, 0)  # no event but the hang-up, which always counts
+    poll.poll()
+    os._exit(1)
+
+
+def _prepare(number: int, end: WorkerEnd, descriptor: int) -> Fetch:
+    """Return what to fetch with; where that cannot be had, tell the parent why and end."""
+    problem = "the dataset, or what is sent along with it, cannot be rebuilt"
+    way_out = "expected modules that it can import as this process does"
+    try:
+        task: Task = read_file(descriptor)
+        os.close(descriptor)
+        sys.argv[:] = task.arguments
+        if task.worker_init_fn is not None:
+            problem, way_out = "worker_init_fn failed", "expected it to return"
+            task.worker_init_fn(number)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+        what = f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
+        message = f"{problem} in worker process {number} ({what}); {way_out}. Load with num_workers=0.\n\n{trace}"
+        end.send_all(Result(0, 0, UNUSABLE, [message.encode(errors="replace")]))
+        os._exit(1)
+    return task.fetch
+
+
+def _answer(fetch: Fetch, asked: Asked, number: int) -> Result:
+    try:
+        batch = fetch(asked.request, in_worker=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+        return Result(asked.iteration, asked.number, FAILED, write_error(error, number))
+    try:
+        return Result(asked.iteration, asked.number, BATCH, write_value(batch))
+    except Exception as error:  # noqa: BLE001 - user code may raise anything here
+        failure = WorkerError(
+            f"batch with {write_indices(asked)} cannot be sent from worker process {number}: "
+            f"{describe_unpicklable(batch, 'batch', error)}; expected what pickle can write. Let the collate "
+            "function return arrays, or load with num_workers=0."
+        )
+        failure.__cause__ = error
+        return Result(asked.iteration, asked.number, FAILED, write_error(failure, number))
+
+
+def write_indices(asked: Asked) -> str:
+    """Return the sample indices of a batch in words, the first ones if there are many."""
+    indices = asked.request.indices
+    shown = ", ".join(map(str, indices[:_MANY].tolist()))
+    return f"sample indices {shown}" + (f", ... ({len(indices)} in all)" if len(indices) > _MANY else "")
+
+
+def _flush() -> None:
+    # The process will end without ceremony.
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()

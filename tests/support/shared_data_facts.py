@@ -1,0 +1,51 @@
+"""What must hold for data and checkpoints in each of two connected jax processes of two devices."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from parhelion.checkpoint import flatten, unflatten
+from parhelion.data import DataLoaderParams, DatasetSplit
+from parhelion.errors import UnsavableValueError
+from parhelion_jax.arrays import Arrays
+from parhelion_jax.data import loader_for
+from parhelion_jax.samplers import ResumableDistributedSampler, get_group
+
+
+def spread(spec):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    whole = np.arange(8.0, dtype=np.float32)
+    return jax.make_array_from_callback(whole.shape, NamedSharding(mesh, spec), lambda place: whole[place])
+
+
+def fact_the_ranks_are_the_processes():
+    assert get_group() == (2, jax.process_index())
+    sampler = ResumableDistributedSampler(range(10))
+    assert (sampler.num_replicas, sampler.rank) == (2, jax.process_index())
+
+
+def fact_processes_share_the_training_data_and_all_get_the_last_batch_of_an_evaluation():
+    rank = jax.process_index()
+    batches = {}
+    for split in (DatasetSplit.TRAIN, DatasetSplit.VALID):
+        loader, _ = loader_for(range(21), split, DataLoaderParams(batch_size=8), num_shards=2)
+        batches[split] = [batch.tolist() for batch in loader]
+    first = list(range(8 * rank, 8 * rank + 8))
+    assert batches[DatasetSplit.TRAIN] == [first, [[16, 17, 18, 19], [20, 0, 1, 2]][rank]]
+    assert batches[DatasetSplit.VALID] == [first, [16, 17, 18, 19, 20]]
+
+
+def fact_an_array_that_every_process_has_whole_is_saved_by_each():
+    array = spread(PartitionSpec())
+    assert not array.is_fully_addressable
+    back = unflatten(*flatten({"w": array}, Arrays()), Arrays())["w"]
+    assert back.tolist() == list(range(8))
+    assert back.is_fully_addressable
+
+
+def fact_an_array_in_parts_on_both_is_refused_by_path():
+    with pytest.raises(UnsavableValueError, match=r"^w is an array in parts on devices of several processes;"):
+        flatten({"w": spread(PartitionSpec("data"))}, Arrays())
