@@ -28,7 +28,7 @@ from parhelion.errors import (
     RecordError,
     UnknownNameError,
 )
-from support.compare import same
+from parhelion.testing import same
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import parhelion as ph
 import parhelion_torch as backend
 from parhelion.checkpoint import list_checkpoints, load_checkpoint
 from parhelion.errors import CheckpointMismatchError
-from support.compare import last_tree, same
+from parhelion.testing import last_tree, same
 
 SIZE = 22
 

@@ -19,8 +19,8 @@ import parhelion as ph
 import parhelion_torch as backend
 from parhelion.checkpoint import list_checkpoints
 from parhelion.registry import Registry
+from parhelion.testing import last_tree, same
 from parhelion.tracking import read_history
-from support.compare import last_tree, same
 
 SIZE, BATCHES = 10, 3
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

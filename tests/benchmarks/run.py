@@ -18,9 +18,10 @@ SCRIPTS = (
     ("bench_import.py", ["--rounds", "15"], ["--rounds", "3"]),
     ("bench_sampler.py", [], ["--repeat", "1", "--sizes", "1e6", "--far", "1e12"]),
     ("bench_loop.py", ["--rounds", "7"], ["--rounds", "1"]),
+    ("bench_loader.py", ["--rounds", "7"], ["--rounds", "1"]),
     ("bench_checkpoint.py", [], ["--rounds", "3"]),
 )
-LIBRARIES = ("numpy", "torch", "lightning", "pytorch-ignite", "helios-ml", "safetensors")
+LIBRARIES = ("numpy", "torch", "jax", "lightning", "pytorch-ignite", "helios-ml", "safetensors")
 
 
 def main() -> int:

@@ -14,18 +14,25 @@ installed = pytest.mark.skipif(not INSTALLED, reason="needs the installed wheel;
 
 
 @installed
-@pytest.mark.parametrize("package", ["parhelion", "parhelion_torch"])
+@pytest.mark.parametrize("package", ["parhelion", "parhelion_torch", "parhelion_jax"])
 def test_the_tests_import_the_wheel_and_not_the_checkout(package) -> None:
     assert "site-packages" in Path(str(importlib.import_module(package).__file__)).parts
 
 
 @installed
-def test_the_wheel_has_two_polite_top_level_names() -> None:
+def test_the_wheel_has_three_polite_top_level_names() -> None:
     files = metadata.files("parhelion")
     assert files is not None
     tops = {file.parts[0] for file in files if not file.parts[0].endswith(".dist-info")}
-    assert tops == {"parhelion", "parhelion_torch"}
-    assert {"parhelion/py.typed", "parhelion_torch/py.typed"} <= {file.as_posix() for file in files}
+    packages = {"parhelion", "parhelion_torch", "parhelion_jax"}
+    assert tops == packages
+    assert {f"{package}/py.typed" for package in packages} <= {file.as_posix() for file in files}
+
+
+@installed
+def test_the_wheel_declares_both_backends() -> None:
+    points = metadata.distribution("parhelion").entry_points.select(group="parhelion.backends")
+    assert {point.name: point.value for point in points} == {"torch": "parhelion_torch", "jax": "parhelion_jax"}
 
 
 @installed

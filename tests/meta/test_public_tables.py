@@ -12,11 +12,21 @@ from types import ModuleType
 import pytest
 
 torch_backend = pytest.importorskip("parhelion_torch")
+jax_backend = pytest.importorskip("parhelion_jax")
 
 ROOMS = ["parhelion"] + [
     f"parhelion.{room}" for room in ("checkpoint", "data", "plugins", "sampling", "testing", "tracking", "training")
 ]
-PACKAGES = [*ROOMS, "parhelion_torch"]
+PACKAGES = [*ROOMS, "parhelion_torch", "parhelion_jax"]
+both = pytest.mark.parametrize("backend", [torch_backend, jax_backend], ids=["torch", "jax"])
+
+# Every backend has these.
+BACKEND = """
+    create_dataloader ResumableSampler ResumableRandomSampler ResumableSequentialSampler ResumableDistributedSampler
+    ResumableSamplerType SAMPLER_REGISTRY create_sampler Trainer Model LossModel
+    MODEL_REGISTRY OPTIMIZER_REGISTRY SCHEDULE_REGISTRY LOSS_REGISTRY METRIC_REGISTRY
+    create_model create_optimizer create_schedule create_loss create_metric
+"""
 
 # What the reference pages name, by where it must be found.
 PROMISED = {
@@ -25,6 +35,7 @@ PROMISED = {
         create_collate_fn TrainingUnit TrainingState get_trainer_safe_types_for_load
         register_trainer_types_for_safe_load find_last_checkpoint Plugin UniquePluginOverrides PLUGIN_REGISTRY
         create_plugin Registry get_default_seed update_all_registries sample_rng sample_scope schedules metrics
+        load_backend available_backends
     """,
     "parhelion.data": """
         DatasetSplit DataLoaderParams Dataset DataModule DATASET_REGISTRY COLLATE_FN_REGISTRY create_dataset
@@ -40,11 +51,14 @@ PROMISED = {
     """,
     "parhelion.plugins": "Plugin UniquePluginOverrides PLUGIN_REGISTRY create_plugin",
     "parhelion.registry": "Registry update_all_registries",
-    "parhelion_torch": """
-        create_dataloader ResumableSampler ResumableRandomSampler ResumableSequentialSampler ResumableDistributedSampler
-        ResumableSamplerType SAMPLER_REGISTRY create_sampler Trainer CUDAPlugin Model LossModel
-        MODEL_REGISTRY OPTIMIZER_REGISTRY SCHEDULE_REGISTRY LOSS_REGISTRY METRIC_REGISTRY
-        create_model create_optimizer create_schedule create_loss create_metric
+    "parhelion.testing": """
+        PlacementContract RandomnessContract WorldContract ArraysContract LoaderContract TrainerContract ResumeContract
+        BackendCase check_loader_resumes check_sampler_resumes
+    """,
+    "parhelion_torch": f"{BACKEND} CUDAPlugin",
+    "parhelion_jax": f"""
+        {BACKEND} DevicePlugin connect DataLoader InMemoryDataLoader cycled_minibatches prefetching_map sharding_map
+        MapDatasetProtocol DataLoaderProtocol SizedIterable
     """,
 }
 
@@ -140,15 +154,17 @@ def test_every_promised_name_is_there(package, names) -> None:
     assert [name for name in names if not hasattr(module, name)] == []
 
 
-def test_the_trainer_has_every_argument_of_the_page_in_its_order() -> None:
-    parameters = list(inspect.signature(torch_backend.Trainer).parameters)
+@both
+def test_the_trainer_has_every_argument_of_the_page_in_its_order(backend) -> None:
+    parameters = list(inspect.signature(backend.Trainer).parameters)
     assert parameters[: len(TRAINER_ARGUMENTS)] == TRAINER_ARGUMENTS
 
 
-def test_models_and_plugins_have_every_member_of_the_pages() -> None:
+@both
+def test_models_and_plugins_have_every_member_of_the_pages(backend) -> None:
     import parhelion
 
-    assert [name for name in MODEL_MEMBERS if not hasattr(torch_backend.Model, name)] == []
+    assert [name for name in MODEL_MEMBERS if not hasattr(backend.Model, name)] == []
     assert [name for name in PLUGIN_MEMBERS if not hasattr(parhelion.Plugin, name)] == []
     for name in [
         "model",
@@ -161,7 +177,7 @@ def test_models_and_plugins_have_every_member_of_the_pages() -> None:
         "plugins",
         "queue",
     ]:
-        assert isinstance(inspect.getattr_static(torch_backend.Trainer, name), property)
+        assert isinstance(inspect.getattr_static(backend.Trainer, name), property)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -207,7 +223,7 @@ def test_every_public_name_says_what_it_is(package) -> None:
 
 def test_library_code_neither_prints_nor_asserts() -> None:
     found = []
-    for package in ("parhelion", "parhelion_torch"):
+    for package in ("parhelion", "parhelion_torch", "parhelion_jax"):
         root = importlib.import_module(package)
         for info in pkgutil.walk_packages(root.__path__, f"{package}."):
             spec = importlib.util.find_spec(info.name)

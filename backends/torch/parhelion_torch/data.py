@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import pickle
+import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any, Final
@@ -163,6 +165,8 @@ class _PositionedLoader(DataLoader[Any]):
             "pin_memory": params.pin_memory and _can_pin(),
             "generator": generator,
         }
+        if shared["num_workers"] and shared.get("multiprocessing_context") is None and _is_jax_running():
+            shared["multiprocessing_context"] = _safe_context()
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             fetch.dataset,
             batch_size=sampler.batch_size,
@@ -289,6 +293,19 @@ def _inspect(dataset: Any) -> tuple[bool, bool]:
         dataset = dataset.dataset
     batched = callable(getattr(dataset, "__getitems__", None))
     return batched, batched and bool(getattr(dataset, "returns_batches", False))
+
+
+def _is_jax_running() -> bool:
+    """Return whether jax has started its threads in this process, told without importing it."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bool(bridge.backends_are_initialized())
+
+
+def _safe_context() -> Any:
+    """Return a way to start workers beside jax: a fork of a process with threads may wait for ever for one of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])  # or each worker would take most of a second to import it
+    return context
 
 
 def _can_pin() -> bool:

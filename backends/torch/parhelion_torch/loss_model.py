@@ -14,8 +14,9 @@ from parhelion.errors import CheckpointMismatchError, InvalidTypeError, InvalidV
 from parhelion.training import TrainingState
 
 from .model import Model
+from .portable import Parts, give_portable, take_portable
 from .schedules import Scheduled, as_scheduled
-from .stateful import check_part, check_weights, give_part, give_weights, plain_module, take_part, take_weights
+from .stateful import check_part, check_weights, give_part, give_weights, plain_module, take_part, take_weights, walk
 
 __all__ = ["LossModel"]
 
@@ -359,6 +360,32 @@ class LossModel(Model):
         give_weights("module", self._trained_net, state_dict["module"])
         if self._average is not None:
             give_weights("average", self._average.module, state_dict["module"])
+
+    def portable_state(self) -> dict[str, Any]:
+        """Return what a model on another backend can go on from: the weights, their average, the moments."""
+        return take_portable(self._portable_parts(), self.optimizer, self._average)
+
+    def load_portable(self, state: dict[str, Any] | None, backend: str, num_updates: int) -> None:
+        """Continue from what JAX's ``portable_state`` returned; ``self.weight_map`` says what is what.
+
+        Raises:
+            CheckpointMismatchError: there is no map, or the weights do not fit it. Nothing was changed.
+        """
+        if state is None or self.weight_map is None or backend != "jax":
+            super().load_portable(state, backend, num_updates)
+            return
+        optimizer, average = self.optimizer, self._average
+        parts = self._portable_parts()
+        give_portable(
+            state, self.weight_map, parts=parts, optimizer=optimizer, average=average, num_updates=num_updates
+        )
+
+    def _portable_parts(self) -> Parts:
+        """Return the module, whose names begin with nothing, and what else is trained, each by its attribute."""
+        others: dict[str, nn.Module | nn.Parameter] = {**super().modules()}
+        for name, value in self.stateful_parts().items():
+            others |= walk(name, value, nn.Parameter)
+        return {"": plain_module(self._trained_net), **others}
 
     def trained_state_dict(self) -> dict[str, Any]:
         """Return the weights that evaluation uses: the averaged ones where there are any."""

@@ -27,9 +27,10 @@ class TorchGenerators(PythonGenerators):
         return {**super().capture(), "torch": torch.default_generator.get_state().numpy()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue all three from what :meth:`capture` returned."""
+        """Continue all three from a captured state; one of another backend leaves torch's stream as it is."""
         super().restore(state)
-        torch.default_generator.set_state(torch.tensor(state["torch"]))
+        if "torch" in state:
+            torch.default_generator.set_state(torch.tensor(state["torch"]))
 
     def set_aside(self) -> Any:
         """Return what :meth:`put_back` needs to bring the three streams back."""

@@ -1,5 +1,17 @@
-"""The checks that this package's own samplers and loaders pass, for yours; needs the extra ``[testing]``."""
+"""The checks that this package's own samplers, loaders and backends pass, for yours; needs the extra ``[testing]``."""
 
+from ._case import BackendCase as BackendCase
+from ._compare import first_difference as first_difference
+from ._compare import last_tree as last_tree
+from ._compare import rows_without_clocks as rows_without_clocks
+from ._compare import same as same
+from ._contract_arrays import ArraysContract as ArraysContract
+from ._contract_loader import LoaderContract as LoaderContract
+from ._contract_parts import PlacementContract as PlacementContract
+from ._contract_parts import RandomnessContract as RandomnessContract
+from ._contract_parts import WorldContract as WorldContract
+from ._contract_resume import ResumeContract as ResumeContract
+from ._contract_trainer import TrainerContract as TrainerContract
 from ._loaders import check_loader_resumes as check_loader_resumes
 from ._resume import check_sampler_resumes as check_sampler_resumes
 from ._strategies import ResumeCase as ResumeCase
