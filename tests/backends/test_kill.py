@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -15,34 +16,53 @@ import pytest
 
 from parhelion.testing import last_tree, rows_without_clocks, same
 
-pytest.importorskip("parhelion_torch")
-
 SCRIPT = Path(__file__).parent.parent / "support" / "killed_run.py"
 
-# (killed where, at which iteration, accumulation, schedule, workers before, workers after)
-CASES = [
-    ("before a step", 1, 1, "update", 0, 2),
-    ("before a step", 4, 1, "update", 2, 0),
-    ("before a step", 8, 3, "epoch", 0, 3),
-    ("after a step", 3, 1, "hook", 0, 2),
-    ("after a step", 7, 1, "update", 2, 0),
-    ("after a step", 7, 3, "epoch", 0, 0),
-    ("after a step", 15, 1, "hook", 2, 0),
-    ("after a step", 21, 1, "epoch", 0, 2),
-    ("in a validation", 7, 1, "update", 0, 2),
-    ("in a validation", 14, 3, "hook", 2, 0),
-    ("in a save", 4, 1, "update", 0, 0),
-    ("in a save", 14, 3, "epoch", 2, 2),
-    ("in a worker", 20, 1, "update", 0, 2),
-    ("in a worker", 9, 1, "hook", 2, 1),
+# (killed where, at which iteration or record, accumulation, schedule, workers before, workers after, chunk)
+TORCH = [
+    ("before a step", 1, 1, "update", 0, 2, 1),
+    ("before a step", 4, 1, "update", 2, 0, 1),
+    ("before a step", 8, 3, "epoch", 0, 3, 1),
+    ("after a step", 3, 1, "hook", 0, 2, 1),
+    ("after a step", 7, 1, "update", 2, 0, 1),
+    ("after a step", 7, 3, "epoch", 0, 0, 1),
+    ("after a step", 15, 1, "hook", 2, 0, 1),
+    ("after a step", 21, 1, "epoch", 0, 2, 1),
+    ("in a validation", 7, 1, "update", 0, 2, 1),
+    ("in a validation", 14, 3, "hook", 2, 0, 1),
+    ("in a save", 4, 1, "update", 0, 0, 1),
+    ("in a save", 14, 3, "epoch", 2, 2, 1),
+    ("in a record", 20, 1, "update", 0, 2, 1),
+    ("in a record", 9, 1, "hook", 2, 1, 1),
 ]
+JAX = [
+    ("before a step", 4, 1, "update", 2, 0, 1),
+    ("before a step", 8, 3, "epoch", 0, 2, 1),
+    ("after a step", 7, 1, "update", 2, 0, 1),
+    ("after a step", 15, 1, "hook", 0, 2, 1),
+    ("in a validation", 14, 3, "hook", 2, 0, 1),
+    ("in a save", 4, 1, "update", 0, 0, 1),
+    ("in a record", 20, 1, "update", 0, 2, 1),
+    ("in a record", 9, 1, "hook", 2, 1, 1),
+    # In the middle of three iterations that are one call, of which none has counted then.
+    ("before a step", 18, 1, "update", 0, 0, 3),
+    ("after a step", 18, 1, "update", 2, 0, 3),
+    ("in a hook", 9, 3, "epoch", 0, 0, 3),
+    ("in a record", 24, 1, "update", 0, 2, 3),
+]
+CASES = [("torch", *case) for case in TORCH] + [("jax", *case) for case in JAX]
 
 
-def run(root: Path, workers: int, steps: int, schedule: str, point: str = "nowhere", iteration: int = 0) -> int:
+def run(root: Path, *, point: str = "nowhere", iteration: int = 0, **setting: Any) -> None:
     paths = [str(SCRIPT.parent.parent), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONHASHSEED": "0"}
+    if point != "nowhere":
+        # Others compile into it, too, and a process that is killed may leave half a program.
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    setting |= {"point": point, "iteration": iteration}
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(root), str(workers), str(steps), schedule, point, str(iteration)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONHASHSEED": "0"},
+        [sys.executable, str(SCRIPT), str(root), json.dumps(setting)],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -54,9 +74,8 @@ def run(root: Path, workers: int, steps: int, schedule: str, point: str = "nowhe
         # Workers of a killed process, if any are left.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    if point == "nowhere":
-        assert process.returncode == 0, output
-    return process.returncode
+    expected = 0 if point == "nowhere" else -signal.SIGKILL
+    assert process.returncode == expected, output
 
 
 def journal(root: Path) -> dict[int, Any]:
@@ -71,29 +90,31 @@ def journal(root: Path) -> dict[int, Any]:
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
     """Return the folder of the uninterrupted run with the given settings, made once."""
-    made: dict[tuple[int, str], Path] = {}
+    made: dict[tuple[Any, ...], Path] = {}
 
-    def get(steps: int, schedule: str) -> Path:
-        if (steps, schedule) not in made:
+    def get(**setting: Any) -> Path:
+        name = tuple(setting.values())
+        if name not in made:
             root = tmp_path_factory.mktemp("oracle")
-            run(root, 0, steps, schedule)
-            made[steps, schedule] = root
-        return made[steps, schedule]
+            run(root, workers=0, **setting)
+            made[name] = root
+        return made[name]
 
     return get
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("point", "iteration", "steps", "schedule", "before", "after"), CASES)
+@pytest.mark.parametrize(("backend", "point", "iteration", "steps", "schedule", "before", "after", "chunk"), CASES)
 def test_a_killed_run_started_again_is_the_run_that_never_stopped(
-    oracle, tmp_path, point, iteration, steps, schedule, before, after
+    oracle, tmp_path, backend, point, iteration, steps, schedule, before, after, chunk
 ) -> None:
-    from support import torch_case as case
-
-    assert run(tmp_path, before, steps, schedule, point, iteration) == -signal.SIGKILL
+    pytest.importorskip(f"parhelion_{backend}")
+    case = importlib.import_module(f"support.{backend}_case")
+    setting = {"backend": backend, "steps": steps, "schedule": schedule, "chunk": chunk}
+    run(tmp_path, workers=before, point=point, iteration=iteration, **setting)
     assert not (tmp_path / "result.json").exists()
-    run(tmp_path, after, steps, schedule)
-    whole = oracle(steps, schedule)
+    run(tmp_path, workers=after, **setting)
+    whole = oracle(**setting)
     assert journal(tmp_path) == journal(whole)
     one, other = (json.loads((root / "result.json").read_text()) for root in (tmp_path, whole))
     assert one["weights"] == other["weights"]

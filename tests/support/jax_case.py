@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -92,6 +93,17 @@ class Net(backend.LossModel):
         return super().train_step(batch, state)
 
 
+class Together(Net):
+    """The same, with several iterations in one call."""
+
+    train_step = backend.LossModel.train_step
+
+    def train_steps(self, batches: Sequence[Any], states: Sequence[ph.TrainingState]) -> Any:
+        for batch in batches:
+            note(self.seen, batch)
+        return super().train_steps(batches, states)
+
+
 class Explicit(backend.Model):
     """The explicit way, with a learning rate that is halved at the end of an epoch."""
 
@@ -142,6 +154,11 @@ def make_model(schedule: str, **options: Any) -> Any:
 def make_trainer(**options: Any) -> backend.Trainer:
     options.setdefault("print_banner", False)
     return backend.Trainer(use_cpu=True, **options)
+
+
+def weights(model: Any) -> Any:
+    """Return the trained numbers as JSON has them."""
+    return jax.tree.map(lambda value: value.tolist(), model.params)
 
 
 def poison() -> None:
