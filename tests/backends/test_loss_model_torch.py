@@ -488,7 +488,7 @@ def test_metrics_without_outputs_are_an_error() -> None:
     trainer = make_trainer(valid_frequency=1)
     assert not trainer.fit(Blind(), Data())
     assert isinstance(trainer.error, TypeError)
-    assert "loss(batch) returned no outputs and there are metrics (accuracy)" in str(trainer.error)
+    assert "loss returned no outputs and there are metrics (accuracy); expected (loss, outputs)" in str(trainer.error)
 
 
 # -- using what was trained -------------------------------------------------------------------------------------------

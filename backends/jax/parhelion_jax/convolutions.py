@@ -45,7 +45,7 @@ def _has_convolution(program: Any) -> bool:
 
 
 def _inside(equation: Any) -> list[Any]:
-    """Return the closed programs in an equation: the bodies of loops, branches, and functions compiled by themselves."""
+    """Return the closed programs in an equation: bodies of loops, branches, functions compiled by themselves."""
     found: list[Any] = []
     for value in equation.params.values():
         for each in value if isinstance(value, (tuple, list)) else [value]:
@@ -95,13 +95,14 @@ def _changed(value: Any) -> Any:
     def run(*arguments: Any) -> list[Any]:
         return _run(value.jaxpr, value.consts, arguments)
 
-    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype, weak_type=each.weak_type) for each in value.in_avals]
+    shapes = [_jax.ShapeDtypeStruct(each.shape, each.dtype, weak_type=each.weak_type) for each in value.in_avals]
     return _jax.make_jaxpr(run)(*shapes)
 
 
 def _convolve(left: Any, right: Any, *, dimension_numbers: Any, **rest: Any) -> Any:
     """Return a convolution made over (batch, spatial, features), with the axes in the order that was asked for."""
-    of_left, of_right, of_out = dimension_numbers  # batch, features, spatial; out, in, spatial; batch, features, spatial
+    of_left, of_right, of_out = dimension_numbers
+    # First batch, features, spatial axes; then out and in features, spatial axes; then as the first.
     left = jax.lax.transpose(left, (of_left[0], *of_left[2:], of_left[1]))
     right = jax.lax.transpose(right, (*of_right[2:], of_right[1], of_right[0]))
     count = left.ndim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
-from parhelion.training import TrainingState
+from parhelion.training import Scored, TrainingState
 
 from .model import Model
 from .narrowing import to_array
@@ -33,7 +33,7 @@ _OWN = frozenset(
 _MOST_LENGTHS = 4
 
 
-class LossModel(Model):
+class LossModel(Scored, Model):
     """The short way: you give ``setup`` and a pure ``loss``; gradient, accumulation, precision, clipping, update,
     averaging and evaluation are compiled into one step whose buffers are donated.
 
@@ -82,31 +82,19 @@ class LossModel(Model):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
     ) -> None:
-        super().__init__(save_name)
+        super().__init__(save_name, clip_norm=clip_norm, ema_decay=ema_decay, monitor=monitor, mode=mode)
         if precision not in _DTYPES:
             raise InvalidValueError(
                 f"precision is {precision!r}; expected 'float32' or 'bfloat16'. float16 needs its losses scaled; "
                 "bfloat16 does not."
             )
-        if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
-            raise InvalidValueError(f"clip_norm is {clip_norm!r}; expected a number > 0, or None for no clipping.")
-        if ema_decay is not None and not (_is_number(ema_decay) and 0 < ema_decay < 1):
-            raise InvalidValueError(f"ema_decay is {ema_decay!r}; expected a number between 0 and 1, such as 0.999.")
-        if mode not in ("min", "max"):
-            raise InvalidValueError(f"mode is {mode!r}; expected 'min' or 'max'.")
         self._carry: Carry | None = None
         self._rest: Any = None
         self.params = None
         self.variables = None
-        self.monitor = monitor
         self.optimizer: optax.GradientTransformation | None = None
         self.schedules: Any = None
-        self.metrics: dict[str, Any] = {}
-        self._mode = mode
         self._dtype = _DTYPES[precision]
-        self._clip_norm = clip_norm
-        self._ema_decay = ema_decay
-        self._best: float | None = None
         self._lengths: set[int] = set()
 
     # -- for the user -------------------------------------------------------------------------------------------------
@@ -248,34 +236,16 @@ class LossModel(Model):
             return wanted
         return 1 << (wanted.bit_length() - 1)
 
-    def valid_step(self, batch: Any, step: int) -> Any:
-        """Return the loss of one validation batch and update the metrics."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: Any, step: int) -> Any:
-        """Return the loss of one test batch and update the metrics."""
-        return self._evaluate(batch)
-
     def predict_step(self, batch: Any, step: int) -> Any:
         """Return the outputs that the loss returns for one batch."""
-        return self._examined(batch)[1]
+        return self.examine(batch)[1]
 
-    def _examined(self, batch: Any) -> tuple[Any, Any]:
+    def examine(self, batch: Any) -> tuple[Any, Any]:
+        """Return the loss of one batch in evaluation, and its outputs."""
         carry = self._trained
         params = carry.params if carry.average is None else carry.average
         made: tuple[Any, Any] = self._examine(params, carry.variables, _arrays(batch))
         return made
-
-    def _evaluate(self, batch: Any) -> Any:
-        loss, outputs = self._examined(batch)
-        if self.metrics and outputs is None:
-            raise InvalidTypeError(
-                f"loss(params, batch, key) returned no outputs and there are metrics ({', '.join(self.metrics)}); "
-                "expected (loss, outputs), with outputs as the metrics' arguments."
-            )
-        for name, metric in self.metrics.items():
-            metric.update(*(outputs[name] if isinstance(outputs, Mapping) else outputs))
-        return loss
 
     # -- whole passes -------------------------------------------------------------------------------------------------
 
@@ -284,41 +254,6 @@ class LossModel(Model):
         rates = getattr(self._trained.opt_state, "hyperparams", {})
         # A copy: the row is read later, when the buffer may have been donated.
         return {"lr": jnp.copy(rates["learning_rate"])} if "learning_rate" in rates else {}
-
-    def start_evaluation(self) -> None:
-        """Forget the metrics of the pass before."""
-        for metric in self.metrics.values():
-            metric.reset()
-
-    def finish_evaluation(self) -> Mapping[str, Any]:
-        """Return the metrics of a whole pass; one with several values gives a value for each."""
-        values: dict[str, Any] = {}
-        for name, metric in self.metrics.items():
-            value = metric.compute()
-            if isinstance(value, Mapping):
-                parts = cast("Mapping[str, Any]", value)
-                values |= {f"{name}_{part}": each for part, each in parts.items()}
-            else:
-                values[name] = value
-        return values
-
-    def have_metrics_improved(self) -> bool:
-        """Say whether the monitored value is the best so far; without one, always yes.
-
-        Raises:
-            InvalidValueError: the validation gave no such value.
-        """
-        if self.monitor is None:
-            return True
-        if self.monitor not in self.validated:
-            raise InvalidValueError(
-                f"monitor is {self.monitor!r}; expected one of the validation's values: {', '.join(self.validated)}."
-            )
-        value = self.validated[self.monitor]
-        if self._best is None or (value < self._best if self._mode == "min" else value > self._best):
-            self._best = value
-            return True
-        return False
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -446,7 +381,3 @@ def _shapes(batch: Any) -> Any:
 def _name(value: Any) -> str:
     """Return what a message calls a value that may be large."""
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -201,8 +201,11 @@ def _whole(leaf: Any) -> Any:
 def _given(leaf: Any, saved: Any) -> Any:
     if _is_key(leaf):
         data = _given(jax.random.key_data(leaf), saved)
-        return jax.device_put(jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)), leaf.sharding)
+        return _beside(leaf, jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)))
     if _is(leaf, jax.Array):
+        if not leaf.committed:
+            # It goes on being computed with wherever the others are.
+            return jnp.array(np.asarray(saved, leaf.dtype), copy=True)
         # Over the host, so that the result is a buffer of its own, which may be donated, and on the same devices.
         host = np.array(saved, leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
@@ -214,7 +217,12 @@ def _given(leaf: Any, saved: Any) -> Any:
 def _weakened(array: Any) -> Any:
     # The one operation that gives an array of any content a weak type is writing into one that has it.
     weak = jnp.full(array.shape, array.dtype.type(0).item())
-    return jax.device_put(weak.at[...].set(array), array.sharding)
+    return _beside(array, weak.at[...].set(array))
+
+
+def _beside(leaf: Any, made: Any) -> Any:
+    """Return an array where another one is, and bound to there if that is."""
+    return jax.device_put(made, leaf.sharding) if leaf.committed else made
 
 
 def _kind(leaf: Any, *, dtypes: bool) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from parhelion.errors import CheckpointMismatchError, InvalidTypeError, InvalidValueError
-from parhelion.training import TrainingState
+from parhelion.training import Scored, TrainingState
 
 from .model import Model
 from .portable import Parts, give_portable, take_portable
@@ -27,7 +27,7 @@ _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16
 _OWN = {"module", "optimizer", "schedules", "metrics", "_average", "_trained", "_scaler", "_scheduled", "_strays"}
 
 
-class LossModel(Model):
+class LossModel(Scored, Model):
     """The short way: you give ``setup`` and ``loss``; forward, backward, accumulation, precision, clipping, update,
     averaging and evaluation are done for you.
 
@@ -67,30 +67,18 @@ class LossModel(Model):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
     ) -> None:
-        super().__init__(save_name)
+        super().__init__(save_name, clip_norm=clip_norm, ema_decay=ema_decay, monitor=monitor, mode=mode)
         if precision not in _DTYPES:
             raise InvalidValueError(f"precision is {precision!r}; expected one of {', '.join(map(repr, _DTYPES))}.")
-        if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
-            raise InvalidValueError(f"clip_norm is {clip_norm!r}; expected a number > 0, or None for no clipping.")
-        if ema_decay is not None and not (_is_number(ema_decay) and 0 < ema_decay < 1):
-            raise InvalidValueError(f"ema_decay is {ema_decay!r}; expected a number between 0 and 1, such as 0.999.")
-        if mode not in ("min", "max"):
-            raise InvalidValueError(f"mode is {mode!r}; expected 'min' or 'max'.")
-        self.monitor = monitor
         self.module: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedules: Any = None
-        self.metrics: dict[str, Any] = {}
-        self._mode = mode
         self._dtype = _DTYPES[precision]
-        self._clip_norm = clip_norm
-        self._ema_decay = ema_decay
         self._average: AveragedModel | None = None
         self._trained: nn.Module | None = None
         self._strays: list[nn.Parameter] = []
         self._scaler: torch.amp.GradScaler | None = None  # pyright: ignore[reportPrivateImportUsage]
         self._scheduled: list[Scheduled] = []
-        self._best: float | None = None
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     # -- for the user -------------------------------------------------------------------------------------------------
@@ -204,57 +192,23 @@ class LossModel(Model):
         if self._average is not None:
             self._average.update_parameters(plain_module(self._net))
 
-    def valid_step(self, batch: Any, step: int) -> Any:
-        """Return the loss of one validation batch and update the metrics."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: Any, step: int) -> Any:
-        """Return the loss of one test batch and update the metrics."""
-        return self._evaluate(batch)
-
     def predict_step(self, batch: Any, step: int) -> Any:
         """Return the module's output for one batch (for a tuple or a list, for its first element)."""
         inputs = cast("Any", batch[0]) if isinstance(batch, (tuple, list)) else batch
         with self._autocast():
             return self._net(inputs)
 
-    def _evaluate(self, batch: Any) -> Tensor:
+    def examine(self, batch: Any) -> tuple[Tensor, Any]:
+        """Return the loss of one batch in evaluation, and what the metrics are updated with."""
         with self._autocast():
             loss = self.loss(batch)
-        if not isinstance(loss, tuple):
-            if self.metrics:
-                raise InvalidTypeError(
-                    f"loss(batch) returned no outputs and there are metrics ({', '.join(self.metrics)}); expected "
-                    "(loss, outputs), with outputs as the metrics' arguments."
-                )
-            return loss
-        value, outputs = loss
-        for name, metric in self.metrics.items():
-            metric.update(*(outputs[name] if isinstance(outputs, Mapping) else outputs))
-        return value
+        return loss if isinstance(loss, tuple) else (loss, None)
 
     # -- whole passes -------------------------------------------------------------------------------------------------
 
     def row_values(self) -> Mapping[str, Any]:
         """Return the learning rate of the last update."""
         return {} if self.optimizer is None else {"lr": float(self.optimizer.param_groups[0]["lr"])}
-
-    def start_evaluation(self) -> None:
-        """Forget the metrics of the pass before."""
-        for metric in self.metrics.values():
-            metric.reset()
-
-    def finish_evaluation(self) -> Mapping[str, Any]:
-        """Return the metrics of a whole pass; one with several values gives a value for each."""
-        values: dict[str, Any] = {}
-        for name, metric in self.metrics.items():
-            value = metric.compute()
-            if isinstance(value, Mapping):
-                parts = cast("Mapping[str, Any]", value)
-                values |= {f"{name}_{part}": each for part, each in parts.items()}
-            else:
-                values[name] = value
-        return values
 
     def note_validation(self, values: dict[str, float]) -> None:
         """Step what is scheduled on a metric."""
@@ -265,24 +219,6 @@ class LossModel(Model):
     def needs_validation(self) -> bool:
         """Say whether training goes by values of validations."""
         return super().needs_validation() or any(scheduled.every == "metric" for scheduled in self._scheduled)
-
-    def have_metrics_improved(self) -> bool:
-        """Say whether the monitored value is the best so far; without one, always yes.
-
-        Raises:
-            InvalidValueError: the validation gave no such value.
-        """
-        if self.monitor is None:
-            return True
-        if self.monitor not in self.validated:
-            raise InvalidValueError(
-                f"monitor is {self.monitor!r}; expected one of the validation's values: {', '.join(self.validated)}."
-            )
-        value = self.validated[self.monitor]
-        if self._best is None or (value < self._best if self._mode == "min" else value > self._best):
-            self._best = value
-            return True
-        return False
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -394,10 +330,6 @@ class LossModel(Model):
 
 
 _ONE = {"optimizer": "optimizer", "scaler": "_scaler"}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_loss(loss: Any) -> None:

@@ -191,6 +191,13 @@ class ResumableDistributedSampler(ResumableSampler):
         """Return the number of ranks and this rank where None was given."""
         return 1, 0
 
+    @property
+    def name(self) -> str:
+        """What a checkpoint calls the order: as the sampler of one process with the same order does."""
+        if type(self).indices is not ResumableDistributedSampler.indices:
+            return super().name
+        return (ResumableRandomSampler if self.shuffle else ResumableSequentialSampler).__name__
+
     def reshard(self, shard: Shard) -> None:
         """Give another part from the next iteration on; the start stays at its place in the order.
 

@@ -33,6 +33,7 @@ from ._protocols import Randomness as Randomness
 from ._protocols import Verdict as Verdict
 from ._protocols import Work as Work
 from ._protocols import World as World
+from ._scored import Scored as Scored
 from ._source import Source as Source
 from ._state import BatchSpan as BatchSpan
 from ._state import TrainingState as TrainingState

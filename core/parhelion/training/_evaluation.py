@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from parhelion.errors import DataError
-from parhelion.sampling import Position
+from parhelion.sampling import Position, Tail
 
 from ._events import Event
 from ._source import Source
@@ -29,7 +29,7 @@ def evaluate(
 
     Args:
         source: the split.
-        prepare: places a batch, given its number and whether it is incomplete, and lets plugins process it.
+        prepare: places a batch, given its number and whether all ranks have all of it, and lets plugins process it.
         step: the model's step.
         window: where values go.
         started: makes the event in front of a step.
@@ -39,11 +39,12 @@ def evaluate(
         DataError: the loader ended early.
     """
     batches = 0
+    goes_whole = source.shard.tail is Tail.WHOLE
     passes = zip(source.spans(Position()), source.batches(Position()), strict=False)
     for number, (span, batch) in enumerate(passes):
         window.weight = span.num_records
         window.iteration = number
-        prepared = prepare(batch, number, span.num_records < source.shard.global_batch)
+        prepared = prepare(batch, number, goes_whole and span.num_records < source.shard.global_batch)
         yield started(number)
         window.add(step(prepared, number))
         yield ended(number)

@@ -33,6 +33,7 @@ from ._reporting import Reporting
 from ._resume import CheckpointFolder, give_model
 from ._source import Source
 from ._state import TrainingState
+from ._together import let_first_act
 from ._window import Window
 
 __all__ = ["Run"]
@@ -110,13 +111,15 @@ class Run:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def _preparation(self, flag: str, default: Callable[..., Any]) -> Callable[..., Any]:
+    def _preparation(self, flag: str, default: Callable[..., Any], *, evaluates: bool = True) -> Callable[..., Any]:
         """Return the function that places a batch and lets the one plugin that claims it process it."""
         place = self._parts.placement.place
         process = next(self._claims(flag, default), None)
+        # Rows of ready batches need not divide either; with several processes each brings other ones.
+        is_whole = evaluates and self._parts.world.size == 1
 
         def prepare(batch: Any, at: Any, shared: bool = False) -> Any:
-            placed = place(batch, shared=shared)
+            placed = place(batch, shared=shared or is_whole)
             return placed if process is None else process(placed, at)
 
         return prepare
@@ -124,7 +127,7 @@ class Run:
     def _training_preparation(self) -> Callable[[Any, Any], Any]:
         """Return the same for training, where batches of a chunk are placed together: later, by the model."""
         if self._parts.steps_per_execution == 1:
-            return self._preparation("training_batch", Plugin.process_training_batch)
+            return self._preparation("training_batch", Plugin.process_training_batch, evaluates=False)
         process = next(self._claims("training_batch", Plugin.process_training_batch), None)
         return process or (lambda batch, _: batch)
 
@@ -272,21 +275,28 @@ class Run:
     def save(self, state: TrainingState, *, is_best: bool, is_final: bool) -> None:
         """Write a checkpoint of a committed state, unless the model declines or it is there already."""
         self._window.fold()
-        if self._folder is None or (is_final and state == self._saved) or not self.model.should_save_checkpoint():
+        if self._folder is None or (is_final and state == self._saved) or not self._is_save_wanted():
             return
         if is_best:
             self.best = self._checkpoint_name(self._folder, state)
         self.write(state, self._folder)
         self._saved = state
 
+    def _is_save_wanted(self) -> bool:
+        """Ask the model; the first rank's answer counts for all, since all take part in a save."""
+        is_wanted: bool = self._parts.world.gather(self.model.should_save_checkpoint())[0]
+        return is_wanted
+
     def write(self, state: TrainingState, folder: CheckpointFolder, name: str | None = None) -> Path:
         """Write a checkpoint into a folder, under its usual name if none is given; the first rank does."""
         name = self._checkpoint_name(folder, state) if name is None else name
         kept = [] if self.best is None else [self.best]
-        tree, world = self.snapshot(state), self._parts.world
-        path = folder.save(state, tree, name=name, protect=kept) if world.rank == 0 else folder.path / name
-        world.barrier()
-        return path
+        tree = self.snapshot(state)
+
+        def save() -> Path:
+            return folder.save(state, tree, name=name, protect=kept)
+
+        return next(iter(let_first_act(self._parts.world, save, "saving a checkpoint")), folder.path / name)
 
     def _checkpoint_name(self, folder: CheckpointFolder, state: TrainingState) -> str:
         return self.model.append_metadata_to_chkpt_name(folder.name_for(state))

@@ -15,6 +15,7 @@ from parhelion.seeds import derive
 from ._model import Model
 from ._options import TrainerOptions
 from ._protocols import BackendParts
+from ._together import let_first_act
 from ._window import Window
 
 __all__ = ["session"]
@@ -64,7 +65,7 @@ def session(
         if options.src_root is not None:
             update_all_registries(options.src_root, import_prefix=options.import_prefix)
         seed("preparation")
-        datamodule.prepare_data()
+        let_first_act(parts.world, datamodule.prepare_data, "prepare_data")
         for plugin in list(plugins.values()):
             plugin.configure_trainer(trainer)
         for plugin in list(plugins.values()):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
@@ -25,6 +25,7 @@ from ._session import session
 from ._signals import stop_on_signals
 from ._source import Source, open_source
 from ._state import TrainingState
+from ._together import act_in_turn, check_agreement
 from ._trainer_facts import TrainerFacts
 from ._window import Window
 
@@ -32,7 +33,11 @@ __all__ = ["Trainer"]
 
 _log = logging.getLogger("parhelion")
 
-T = TypeVar("T")
+# What decides when processes that train together do something together.
+_AGREED = (
+    *("train_unit", "total_steps", "valid_frequency", "chkpt_frequency", "print_frequency", "early_stop_cycles"),
+    *("chkpt_every_iterations", "limit_batches", "dry_run", "nan_guard"),
+)
 
 
 class Trainer(TrainerFacts):
@@ -228,11 +233,12 @@ class Trainer(TrainerFacts):
         with ExitStack() as stack:
             window = stack.enter_context(self._session(model, datamodule, fast_init=False))
             folder = self._folder(model)
-            checkpoint = self._in_turn(lambda: find_checkpoint(folder, resume))
+            checkpoint = act_in_turn(self._parts.world, lambda: find_checkpoint(folder, resume), "reading checkpoints")
             if checkpoint is not None:
                 datamodule.load_state_dict(checkpoint.tree["datamodule"])
             run, source = self._make_run(model, datamodule, window, folder)
             check_facts({} if checkpoint is None else checkpoint.tree["facts"], run.facts, allow_changes)
+            self._check_processes(run, checkpoint)
             if init_from is not None and checkpoint is None:
                 give_weights(model, load_run(init_from, self._parts.arrays), self._parts.name)
             model.watch_attributes()
@@ -264,6 +270,24 @@ class Trainer(TrainerFacts):
             run.end()
             self.stop_reason, self._fitted, self._is_between_steps = self._loop.reason, model, True
             reporting.conclude(self._loop.reason, begin, self._loop.state)
+
+    def _check_processes(self, run: Run, checkpoint: Checkpoint | None) -> None:
+        """Refuse processes that would part on the way.
+
+        Raises:
+            InvalidValueError: they have other arguments, data or checkpoints, or ask for saves by the clock.
+        """
+        options, world = self._options, self._parts.world
+        if world.size > 1 and options.chkpt_every_seconds is not None:
+            raise InvalidValueError(
+                f"chkpt_every_seconds is {options.chkpt_every_seconds} and {world.size} processes train together, "
+                "whose clocks differ; expected None. Use chkpt_every_iterations."
+            )
+        facts = {name: getattr(options, name) for name in _AGREED}
+        facts["steps_per_execution"] = self._parts.steps_per_execution
+        facts["chkpt_root"] = options.chkpt_root is not None
+        facts["the checkpoint to resume from"] = None if checkpoint is None else checkpoint.path.name
+        check_agreement(world, {**facts, **run.facts, **run.setting})
 
     def _make_run(
         self, model: Model, datamodule: DataModule, window: Window, folder: CheckpointFolder | None
@@ -302,6 +326,9 @@ class Trainer(TrainerFacts):
         reporting = Reporting(self._options, self._plan, self._name(model), path, speaks=self.rank == 0)
         stack.callback(reporting.close)
         reporting.start(None if checkpoint is None else begin, source)
+        if checkpoint is not None:
+            # Only the first rank has the file.
+            reporting.history[:] = self._parts.world.gather(reporting.history)[0]
         reporting.announce(self._summary(model, checkpoint))
         if checkpoint is not None:
             note_setting(checkpoint.tree["setting"], run.setting)
@@ -331,13 +358,6 @@ class Trainer(TrainerFacts):
                 source.close()
             self._sources.clear()
 
-    def _in_turn(self, act: Callable[[], T]) -> T:
-        """Return what ``act`` does, which the first rank does before the others: what it tidies up is tidy for them."""
-        world, is_first = self._parts.world, self.rank == 0
-        first = [act()] if is_first else []
-        world.barrier()
-        return first[0] if is_first else act()
-
     def _plugin_list(self) -> list[Plugin]:
         return list(self._plugins.values())
 
@@ -358,7 +378,7 @@ class Trainer(TrainerFacts):
         if model is self._fitted:
             return
         folder = self._folder(model)
-        checkpoint = None if folder is None else self._in_turn(folder.newest)
+        checkpoint = None if folder is None else act_in_turn(self._parts.world, folder.newest, "reading checkpoints")
         if checkpoint is None:
             model.load_for_testing()
         else:

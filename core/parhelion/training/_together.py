@@ -1,0 +1,85 @@
+"""Processes that train together go on together: what fails in one ends all, and what must agree is compared.
+
+One that is left alone in a computation over all of them would wait there without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from parhelion.errors import InvalidValueError, WorldError
+
+from ._protocols import World
+
+__all__ = ["act_in_turn", "check_agreement", "let_first_act"]
+
+T = TypeVar("T")
+
+
+def act_in_turn(world: World, act: Callable[[], T], doing: str) -> T:
+    """Return what ``act`` does, which the first rank does before the others: what it tidies up is tidy for them.
+
+    Args:
+        world: the processes.
+        act: every process does it.
+        doing: what that is, for the message.
+
+    Raises:
+        WorldError: it failed in another process. In this one its own error leaves.
+    """
+    first = let_first_act(world, act, doing)
+    if world.size == 1:
+        return first[0]
+    rest = _try(act) if world.rank > 0 else ([], None)
+    return (_all_or_none(world, rest, doing) or first)[0]
+
+
+def let_first_act(world: World, act: Callable[[], T], doing: str) -> list[T]:
+    """Return what ``act`` does in the first rank, in a list; an empty one in the others, which wait for it.
+
+    Raises:
+        WorldError: it failed there. In the first rank its own error leaves.
+    """
+    if world.size == 1:
+        return [act()]
+    return _all_or_none(world, _try(act) if world.rank == 0 else ([], None), doing)
+
+
+def check_agreement(world: World, facts: Mapping[str, Any]) -> None:
+    """Do nothing if all processes have the same facts: each decides by them when it takes part in what.
+
+    Raises:
+        InvalidValueError: a fact differs; shows the values.
+    """
+    if world.size == 1:
+        return
+    mine = {name: repr(value) for name, value in facts.items()}
+    for rank, theirs in enumerate(told := world.gather(mine)):
+        for name, value in theirs.items():
+            if value != told[0].get(name):
+                raise InvalidValueError(
+                    f"{name} is {value} in process {rank} and {told[0].get(name)} in process 0; expected the same in "
+                    "every process that trains with others. Give all the same arguments, data and checkpoints."
+                )
+
+
+def _try(act: Callable[[], T]) -> tuple[list[T], Exception | None]:
+    try:
+        return [act()], None
+    except Exception as error:  # noqa: BLE001 - the others hear of it before it goes on
+        return [], error
+
+
+def _all_or_none(world: World, outcome: tuple[list[T], Exception | None], doing: str) -> list[T]:
+    results, error = outcome
+    told = world.gather(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise WorldError(
+                f"process {rank} failed at {doing} ({text}); expected all processes to go on together. See its own "
+                "error."
+            )
+    return results
