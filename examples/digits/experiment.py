@@ -1,7 +1,7 @@
 """Train on handwritten digits, with PyTorch or with JAX.
 
-Run it, stop it with Ctrl-C or ``kill -9``, run it again: it goes on where it was, and ends with the same weights. Run it
-again with the other backend: that goes on, too, on the same samples, with the weights carried over.
+Run it, stop it with Ctrl-C or ``kill -9``, run it again: it goes on where it was, and ends with the same weights. Run
+it again with the other backend: that goes on, too, on the same samples, with the weights carried over.
 
     python examples/digits/experiment.py --backend jax --out runs/digits
 """

@@ -47,8 +47,8 @@ JAX = [
     # In the middle of three iterations that are one call, of which none has counted then.
     ("before a step", 18, 1, "update", 0, 0, 3),
     ("after a step", 18, 1, "update", 2, 0, 3),
-    ("in a hook", 9, 3, "epoch", 0, 0, 3),
-    ("in a record", 24, 1, "update", 0, 2, 3),
+    ("in a hook", 16, 3, "epoch", 0, 0, 3),
+    ("in a record", 26, 1, "update", 0, 2, 3),
 ]
 CASES = [("torch", *case) for case in TORCH] + [("jax", *case) for case in JAX]
 

@@ -248,7 +248,7 @@ def test_what_the_host_writes_afterwards_changes_nothing(size) -> None:
         waiting.block_until_ready()
 
 
-@pytest.mark.parametrize("size", [1000, 100_000])
+@pytest.mark.parametrize("size", [1000, 200_000])
 def test_the_host_s_memory_is_let_go_at_once(size) -> None:
     array = np.ones(size, np.float32)
     gone = weakref.ref(array)

@@ -11,21 +11,16 @@ turn, so that a busy moment hits all alike. A peer that is not installed is left
 
 from __future__ import annotations
 
-import argparse
 import collections
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rounds import Rounds, compare
 
 SIZE, BATCH = 500_000, 64
 NUM_STEPS, STEP, MAKING = 200, 0.005, 0.004
@@ -209,52 +204,21 @@ def measure_overlap(make_batches: Callable[[], Iterable[Any]]) -> list[float]:
     return [(time.perf_counter() - began) / NUM_STEPS * 1e3]
 
 
-def measure(kind: str, name: str) -> None:
-    """Run in a child: print the figures."""
-    warnings.filterwarnings("ignore")
+def measure(kind: str, name: str) -> list[float]:
+    """Return the figures of one peer."""
     made = PEERS[kind][name]
-    result = measure_rows(made()) if kind == "rows" else measure_overlap(made)
-    print("@@" + json.dumps(result), flush=True)
-    os._exit(0)
-
-
-def run_child(kind: str, name: str) -> list[float] | None:
-    child = subprocess.run(
-        [sys.executable, __file__, "--child", kind, name], capture_output=True, text=True, timeout=300, check=False
-    )
-    for line in child.stdout.splitlines():
-        if line.startswith("@@"):
-            result: list[float] = json.loads(line[2:])
-            return result
-    return None
+    return measure_rows(made()) if kind == "rows" else measure_overlap(made)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--child", nargs=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.child:
-        measure(*arguments.child)
-    report: dict[str, dict[str, list[list[float]]]] = {}
-    for kind, peers in PEERS.items():
-        found: dict[str, list[list[float]]] = {name: [] for name in peers}
-        for _ in range(arguments.rounds):
-            for name in list(found):
-                result = run_child(kind, name)
-                if result is None:
-                    del found[name]
-                else:
-                    found[name].append(result)
-        report[kind] = found
-        (print_rows if kind == "rows" else print_overlap)(found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
+    return compare(__file__, PEERS, measure, print_table, description=__doc__.splitlines()[0])
 
 
-def print_rows(found: dict[str, list[list[float]]]) -> None:
+def print_table(kind: str, found: Rounds) -> None:
+    (print_rows if kind == "rows" else print_overlap)(found)
+
+
+def print_rows(found: Rounds) -> None:
     """Print medians, and the rate over the floor's of the same round."""
     print("\n### Rows of float32[32] with a label, batches of 64, shuffled\n")
     print("| loader | ns per row, CPU | best | rate over the floor's | million rows/s, wall | first batch, us |")
@@ -269,7 +233,7 @@ def print_rows(found: dict[str, list[list[float]]]) -> None:
         )
 
 
-def print_overlap(found: dict[str, list[list[float]]]) -> None:
+def print_overlap(found: Rounds) -> None:
     """Print medians, and the time over the steps' alone in the same round."""
     print(f"\n### A step of {STEP * 1e3:.0f} ms, a batch of {MAKING * 1e3:.0f} ms\n")
     print("| loop | ms per step, wall | over the steps alone |")

@@ -10,40 +10,16 @@ left out.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import types
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from rounds import Tick, compare, make_arrays, print_steps
+
 NUM_STEPS = {"empty": 20_000, "real": 4_000}
-NUM_DISTINCT = 64
 PEERS: dict[str, Callable[[str, int, Tick], None]] = {}
-
-
-class Tick:
-    """Counts steps; remembers when the first one began and the last one was done."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.began = self.ended = (0.0, 0.0)
-
-    def __call__(self) -> None:
-        if self.count == 0:
-            self.began = (time.perf_counter(), time.process_time())
-        self.count += 1
-
-    def stop(self) -> None:
-        self.ended = (time.perf_counter(), time.process_time())
 
 
 def peer(name: str) -> Any:
@@ -55,18 +31,12 @@ def peer(name: str) -> Any:
 
 
 def make_batches(count: int) -> list[Any]:
-    import numpy as np
     import torch
 
-    rng = np.random.default_rng(0)
     distinct = [
-        {
-            "x": torch.from_numpy(rng.standard_normal((64, 32), np.float32)),
-            "y": torch.from_numpy(rng.integers(0, 10, 64)),
-        }
-        for _ in range(NUM_DISTINCT)
+        {"x": torch.from_numpy(batch["x"]), "y": torch.from_numpy(batch["y"]).long()} for batch in make_arrays(64)
     ]
-    return [distinct[k % NUM_DISTINCT] for k in range(count)]
+    return [distinct[k % 64] for k in range(count)]
 
 
 def make_parts() -> tuple[Any, Any, Any]:
@@ -283,69 +253,17 @@ def lightning_automatic(mode: str, count: int, tick: Tick) -> None:
     lightning(mode, count, tick, manual=False)
 
 
-def measure(name: str, mode: str) -> None:
-    """Run in a child: print the microseconds per step, by the wall and of CPU."""
-    warnings.filterwarnings("ignore")
-    os.chdir(tempfile.mkdtemp())
-    count = NUM_STEPS[mode]
+def measure(mode: str, name: str) -> list[float]:
+    """Return the microseconds per step, by the wall and of CPU."""
     PEERS[name](mode, 200, Tick())  # imports and first allocations
     tick = Tick()
-    PEERS[name](mode, count, tick)
-    if tick.count < count:
-        raise SystemExit(f"only {tick.count} of {count} steps ran")
-    result = [(end - begin) / count * 1e6 for begin, end in zip(tick.began, tick.ended, strict=True)]
-    print("@@" + json.dumps(result), flush=True)
-    os._exit(0)
-
-
-def run_child(name: str, mode: str) -> list[float] | None:
-    child = subprocess.run(
-        [sys.executable, __file__, "--child", name, mode], capture_output=True, text=True, timeout=300, check=False
-    )
-    for line in child.stdout.splitlines():
-        if line.startswith("@@"):
-            result: list[float] = json.loads(line[2:])
-            return result
-    return None
+    PEERS[name](mode, NUM_STEPS[mode], tick)
+    return tick.microseconds(NUM_STEPS[mode])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--child", nargs=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.child:
-        measure(*arguments.child)
-    report: dict[str, dict[str, list[list[float]]]] = {}
-    for mode in NUM_STEPS:
-        found: dict[str, list[list[float]]] = {name: [] for name in PEERS}
-        for _ in range(arguments.rounds):
-            for name in list(found):
-                result = run_child(name, mode)
-                if result is None:
-                    del found[name]
-                else:
-                    found[name].append(result)
-        report[mode] = found
-        print_table(mode, found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
-
-
-def print_table(mode: str, found: dict[str, list[list[float]]]) -> None:
-    """Print medians, and what is over the bare loop of the same round."""
-    print(f"\n### One {mode} step, us\n")
-    print("| loop | CPU, median | over the bare loop | best | wall, median |")
-    print("|---|---|---|---|---|")
-    floor = found["bare loop"]
-    for name, rounds in found.items():
-        over = [mine[1] - base[1] for mine, base in zip(rounds, floor, strict=True)]
-        cpu, wall = ([each[k] for each in rounds] for k in (1, 0))
-        extra = "" if name == "bare loop" else f"{statistics.median(over):+.2f}"
-        best = "" if name == "bare loop" else f"{min(cpu) - min(each[1] for each in floor):+.2f}"
-        print(f"| {name} | {statistics.median(cpu):.2f} | {extra} | {best} | {statistics.median(wall):.2f} |")
+    modes = dict.fromkeys(NUM_STEPS, PEERS)
+    return compare(__file__, modes, measure, print_steps, description=__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from parhelion.errors import CheckpointMismatchError
@@ -22,6 +23,7 @@ _COLLECTIONS: Final = ("params/", "batch_stats/")  # flax's, in front of the nam
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance
 _tree: Any = jax.tree_util  # it leaves some of its types unknown
+_iinfo: Callable[[Any], Any] = jnp.iinfo
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def fill(tree: Any, named: Mapping[str, Any]) -> Any:
         named: the new arrays by the names of :func:`named_leaves`; may have more.
 
     Raises:
-        CheckpointMismatchError: one is missing or of another shape; lists all that are.
+        CheckpointMismatchError: one is missing, of another shape, or has an integer that does not fit; lists them all.
     """
     pairs = list(_names(tree))
     problems = [_misfit(name, leaf, named) for name, leaf in pairs if is_array(leaf)]
@@ -100,7 +102,19 @@ def _misfit(name: str, leaf: Any, named: Mapping[str, Any]) -> str | None:
     if name not in named:
         return f"{name} is missing"
     here, there = np.shape(leaf), np.shape(named[name])
-    return None if here == there else f"{name} is {here} here and {there} there"
+    return _excess(name, leaf.dtype, named[name]) if here == there else f"{name} is {here} here and {there} there"
+
+
+def _excess(name: str, dtype: Any, value: Any) -> str | None:
+    """Return what to say of an integer that a dtype of integers has no place for."""
+    host = np.asarray(value)
+    if not host.size or not all(jnp.issubdtype(each, jnp.integer) for each in (dtype, host.dtype)):
+        return None
+    limits = _iinfo(dtype)
+    for found in (int(host.min()), int(host.max())):
+        if not limits.min <= found <= limits.max:
+            return f"{name} has {found} and {dtype} ends at {limits.max} (no int64 without jax_enable_x64)"
+    return None
 
 
 def array_like(leaf: Any, value: Any) -> Any:

@@ -15,7 +15,7 @@ from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
 from parhelion.training import Scored, TrainingState
 
 from .model import Model
-from .narrowing import to_array
+from .narrowing import is_usual, to_array
 from .portable import give_portable, take_portable
 from .records import field_name, flatten
 from .schedules import as_scheduled
@@ -24,6 +24,8 @@ from .update import Carry, Objective, Update, as_control, as_controls, join, spl
 
 __all__ = ["LossModel"]
 
+_jax: Any = jax  # it leaves some of it untyped
+_jnp: Any = jnp
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # What this class saves by itself, or makes anew.
 _OWN = frozenset(
@@ -152,7 +154,7 @@ class LossModel(Scored, Model):
                 f"self.optimizer is {_name(optimizer)} after setup(); expected one of optax, such as optax.adam(1e-3)."
             )
         params, rest = split(self._given)
-        if not jax.tree.leaves(params):
+        if not _jax.tree.leaves(params):
             raise InvalidTypeError(
                 f"self.params is {_name(self._given)} after setup(), without an array of floats; expected a pytree "
                 "with one. Assign it in setup(), such as self.params = {'weight': jnp.zeros((4, 3))}."
@@ -161,7 +163,7 @@ class LossModel(Scored, Model):
         params = place(params)
         transform = optax.with_extra_args_support(optimizer or optax.identity())
         # Fresh buffers again: optimizers keep parameters in their state, and no buffer can be donated twice.
-        opt_state = place(jax.jit(transform.init)(params))
+        opt_state = place(_jax.jit(transform.init)(params))
         scheduled = as_scheduled(self.schedules, opt_state) if optimizer is not None else None
         has_groups = self.trainer.accumulation_steps > 1
         self._carry = Carry(
@@ -169,25 +171,25 @@ class LossModel(Scored, Model):
             opt_state,
             place(self._given_variables),
             place(params) if self._ema_decay is not None else None,
-            (place(jax.tree.map(jnp.zeros_like, params)), place(jnp.float32(0))) if has_groups else None,
+            (place(_jax.tree.map(_jnp.zeros_like, params)), place(jnp.float32(0))) if has_groups else None,
         )
-        self._rest = rest if jax.tree.leaves(rest) else None
+        self._rest = rest if _jax.tree.leaves(rest) else None
         self._given = self._given_variables = None  # the model has its own copies
         objective = Objective(self.loss, self._rest, self._dtype)
         on_cpu = self.device.platform == "cpu"
         update = Update(objective, transform, self.key("steps"), scheduled, self._clip_norm, self._ema_decay, on_cpu)
-        self._one, self._many = (jax.jit(step, donate_argnums=0) for step in (update.one, update.many))
+        self._one, self._many = (_jax.jit(step, donate_argnums=0) for step in (update.one, update.many))
         self._examine = self._compiled_evaluation(objective)
         super().finish_setup(fast_init)
 
     def _compiled_evaluation(self, objective: Objective) -> Callable[..., Any]:
         def examine(params: Any, variables: Any, batch: Any) -> Any:
             loss, (outputs, _) = objective(params, batch, None, variables)
-            return loss, jax.tree.map(_readable, outputs)
+            return loss, _jax.tree.map(_readable, outputs)
 
         # Where there are several processes each has to see all outputs, to count them.
         everywhere = self.placement.replicated if jax.process_count() > 1 else None
-        return jax.jit(examine, out_shardings=everywhere)
+        return _jax.jit(examine, out_shardings=everywhere)
 
     def own_names(self) -> frozenset[str]:
         """Return the attributes that this class saves by itself, or that are no state."""
@@ -213,11 +215,12 @@ class LossModel(Scored, Model):
     def train_steps(self, batches: Sequence[Any], states: Sequence[TrainingState]) -> Any:
         """Train on several host batches in one compiled call, or in as many as there are shapes of batches."""
         losses: list[jax.Array] = []
+        batches = [_arrays(batch) for batch in batches]
         for start, stop in self._runs(batches):
-            stacked = self.placement.stack([_arrays(batch) for batch in batches[start:stop]])
+            stacked = self.placement.stack(batches[start:stop])
             self._carry, some = self._many(self._carry, stacked, as_controls(states[start:stop]))
             losses.append(some)
-        return losses[0] if len(losses) == 1 else jnp.concatenate(losses)
+        return losses[0] if len(losses) == 1 else _jnp.concatenate(losses)
 
     def _runs(self, batches: Sequence[Any]) -> Iterator[tuple[int, int]]:
         """Yield from where to where batches are alike, in lengths of which only a few have to be compiled."""
@@ -253,7 +256,7 @@ class LossModel(Scored, Model):
         """Return the learning rate of the last update, where the optimizer tells it."""
         rates = getattr(self._trained.opt_state, "hyperparams", {})
         # A copy: the row is read later, when the buffer may have been donated.
-        return {"lr": jnp.copy(rates["learning_rate"])} if "learning_rate" in rates else {}
+        return {"lr": _jnp.copy(rates["learning_rate"])} if "learning_rate" in rates else {}
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -353,7 +356,7 @@ def _arrays(batch: Any) -> Any:
     """Return a batch with None for what no compiled step can take, such as text, and arrays for numbers."""
     if type(batch) is dict:
         for value in batch.values():  # pyright: ignore[reportUnknownVariableType]
-            if not isinstance(value, jax.Array):
+            if not (is_usual(value) or isinstance(value, jax.Array)):
                 break
         else:
             return batch  # pyright: ignore[reportUnknownVariableType]
@@ -374,8 +377,8 @@ def _readable(output: Any) -> Any:
 
 
 def _shapes(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else None for leaf in leaves]
+    leaves, structure = _jax.tree.flatten(batch)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _name(value: Any) -> str:

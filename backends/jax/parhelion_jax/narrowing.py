@@ -12,9 +12,9 @@ import numpy as np
 
 from parhelion.errors import InvalidValueError
 
-__all__ = ["SMALL", "is_real", "stack_arrays", "to_array"]
+__all__ = ["SMALL", "is_real", "is_usual", "stack_arrays", "to_array"]
 
-SMALL = 1 << 16
+SMALL = 1 << 19
 """Bytes up to which an array is so small that copying it costs less than sharing its memory."""
 
 _ALIGNMENT = 64  # bytes; jax takes memory on the host as it is only if it begins at a multiple
@@ -26,6 +26,7 @@ _NARROW: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float64): np.dtype(np.float32),
     np.dtype(np.complex128): np.dtype(np.complex64),
 }
+_USUAL = frozenset(np.dtype(kind) for kind in "?bBhHiIefF")
 _LIMITS = {
     np.dtype(wide): (int(np.iinfo(narrow).min), int(np.iinfo(narrow).max))
     for wide, narrow in ((np.int64, np.int32), (np.uint64, np.uint32))
@@ -38,6 +39,8 @@ def to_array(leaf: Any, name: Callable[[], str], *, copy: bool) -> Any:
     Raises:
         InvalidValueError: an integer does not fit 32 bits, and jax has no 64-bit types.
     """
+    if is_usual(leaf) and leaf.nbytes <= SMALL:
+        return leaf.copy() if copy else leaf
     if not hasattr(leaf, "__array__") or isinstance(leaf, type):
         return None
     array = np.asarray(leaf)
@@ -55,11 +58,27 @@ def to_array(leaf: Any, name: Callable[[], str], *, copy: bool) -> Any:
 
 def stack_arrays(leaves: Sequence[Any], name: Callable[[], str]) -> Any:
     """Return arrays or numbers of one shape as one array with memory of its own; it raises what to_array does."""
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    dtype = np.result_type(*(_choose_dtype(array, name) for array in arrays))
-    own = _new_array((len(arrays), *arrays[0].shape), dtype)
-    np.stack(arrays, out=own, casting="unsafe")
+    arrays: Any = [np.asarray(leaf) for leaf in leaves]
+    dtypes = {array.dtype for array in arrays}
+    if len(dtypes) == 1 and not dtypes.isdisjoint(_LIMITS):
+        # Looked at together: a minimum takes longer to call than to find.
+        arrays = np.stack(arrays)
+        dtype = _choose_dtype(arrays, name)
+    else:
+        dtype = np.result_type(*(dtypes if dtypes <= _USUAL else [_choose_dtype(array, name) for array in arrays]))
+    shape = arrays[0].shape
+    own = _new_array((len(arrays), *shape), dtype)
+    if shape:
+        # np.stack makes a view of each.
+        np.concatenate(arrays, out=own.reshape(len(arrays) * shape[0], *shape[1:]), casting="unsafe")
+    else:
+        np.stack(arrays, out=own, casting="unsafe")
     return own
+
+
+def is_usual(leaf: Any) -> bool:
+    """Whether something is a NumPy array that jax takes as it is; most are, and this costs the least."""
+    return leaf.__class__ is np.ndarray and leaf.dtype in _USUAL
 
 
 @cache

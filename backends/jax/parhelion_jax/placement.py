@@ -63,8 +63,8 @@ class Placement:
         # for the one that all are waiting for.
         self._must_wait = self._on_cpu and not self._on_one
         self.spans_processes = any(device.process_index != _jax.process_index() for device in devices)
-        self.batch_sharding = self._sharding(self.axis)
         self.replicated = self._sharding()
+        self.batch_sharding = self.replicated if self._on_one else self._sharding(self.axis)
         self._stacked = self._sharding(None, self.axis)
         # Cheaper than device_put by far: it takes NumPy arrays without a detour through Python.
         self._copy = _jax.jit(_copy_all, out_shardings=self.replicated)
@@ -90,22 +90,23 @@ class Placement:
             # The common case costs a look: a dictionary or tuple of arrays that are where they should be.
             sharding = self.batch_sharding
             for value in batch.values() if kind is dict else batch:
-                if getattr(value, "sharding", None) != sharding or not value.committed:
+                there = getattr(value, "sharding", None)
+                # Comparing by content takes longer than everything else here.
+                if (there is not sharding and there != sharding) or not value.committed:
                     break
             else:
                 return batch
         leaves, structure = flatten(batch)
         places: list[int] = []
         arrays: list[Any] = []
+        shardings: list[Sharding] = []
         for place, leaf in enumerate(leaves):
-            array = None if self._is_here(leaf) else self._to_send(leaf, partial(field_name, batch, place))
+            name = partial(field_name, batch, place)
+            array = None if self._is_here(leaf) else self._to_send(leaf, name)
             if array is not None:
                 places.append(place)
                 arrays.append(array)
-        shardings = [
-            self._split(array, 0, partial(field_name, batch, place), shared=shared)
-            for place, array in zip(places, arrays, strict=True)
-        ]
+                shardings.append(self._split(array, 0, name, shared=shared))
         for place, array in zip(places, self._send(arrays, shardings), strict=True):
             leaves[place] = array
         return structure.unflatten(leaves)
@@ -121,7 +122,9 @@ class Placement:
             InvalidTypeError: a field is neither array nor number.
         """
         flat = [flatten(batch) for batch in batches]
-        if any(_is(leaf, jax.Array) for leaves, _ in flat for leaf in leaves):
+        kinds = {leaf.__class__ for leaves, _ in flat for leaf in leaves}
+        is_placed = any(issubclass(kind, jax.Array) for kind in kinds)
+        if is_placed:
             flat = [flatten(self.place(batch)) for batch in batches]
         structure = flat[0][1]
         if any(other != structure for _, other in flat):
@@ -133,7 +136,7 @@ class Placement:
         names = [partial(field_name, batches[0], place) for place in range(len(columns))]
         for column, name in zip(columns, names, strict=True):
             _check_column(column, name)
-        if any(_is(leaf, jax.Array) for leaf in flat[0][0]):
+        if is_placed:
             shardings = () if self._on_one else tuple(self._beside(column[0]) for column in columns)
             return structure.unflatten(self._stack(columns, shardings))
         arrays = [stack_arrays(column, name) for column, name in zip(columns, names, strict=True)]
@@ -200,10 +203,11 @@ class Placement:
                 array.copy_to_host_async()
         host: list[float] = []
         for value in values:
-            if isinstance(value, jax.Array):
-                host.extend(np.asarray(value).astype(np.float64).ravel().tolist())
+            array = np.asarray(value) if isinstance(value, jax.Array) else value
+            if getattr(array, "ndim", 0):
+                host.extend(array.astype(np.float64).tolist())
             else:
-                host.append(float(value))
+                host.append(float(array))
         return host
 
     def _sharding(self, *axes: str | None) -> Sharding:
@@ -227,7 +231,7 @@ class Placement:
 
     def _split(self, array: Any, axis: int, name: Callable[[], str], *, shared: bool = False) -> Sharding:
         """Return where an array goes whose rows are along ``axis``."""
-        if array.ndim <= axis or (shared and self.spans_processes):
+        if self._on_one or array.ndim <= axis or (shared and self.spans_processes):
             return self.replicated
         rows = array.shape[axis]
         if rows % self.num_shards == 0:
@@ -285,12 +289,12 @@ def _is_small(array: Any) -> bool:
 def _check_column(column: Sequence[Any], name: Callable[[], str]) -> None:
     """Raise unless values of one field can be stacked."""
     for leaf in column:
-        if not (_is(leaf, (bool, int, float, complex)) or hasattr(leaf, "__array__")):
+        if not (hasattr(leaf, "__array__") or _is(leaf, (bool, int, float, complex))):
             raise InvalidTypeError(
                 f"field {name()!r} of a batch is {leaf!r}; expected arrays and numbers only, since a compiled step "
                 "takes nothing else. Leave it out in the collate function."
             )
-    shapes = {np.shape(leaf) for leaf in column}
+    shapes = {leaf.shape if hasattr(leaf, "shape") else np.shape(leaf) for leaf in column}
     if len(shapes) > 1:
         raise InvalidValueError(
             f"field {name()!r} has the shapes {sorted(shapes)} in batches of one call; expected one shape. "

@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import attrs
@@ -21,7 +20,7 @@ _lock = threading.Lock()
 _dict: Any = dict
 _list: Any = list
 _tuple: Any = tuple
-_registered: set[type[Any]] = set()
+_seen: set[type[Any]] = set()  # classes of leaves that are none, or registered by now
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -34,11 +33,9 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     """
     while True:
         leaves, structure = _tree.tree_flatten(tree)
-        new = {leaf.__class__ for leaf in leaves if _can_register(leaf.__class__)} - _registered
-        if not new:
+        new = {leaf.__class__ for leaf in leaves} - _seen
+        if not new or not any([_register(kind) for kind in new]):
             return leaves, structure
-        for kind in new:
-            _register(kind)
 
 
 def field_name(tree: Any, place: int) -> str:
@@ -47,22 +44,19 @@ def field_name(tree: Any, place: int) -> str:
     return str(_tree.keystr(path, simple=True, separator="/"))
 
 
-@cache
-def _can_register(kind: type[Any]) -> bool:
-    return attrs.has(kind) or dataclasses.is_dataclass(kind) or issubclass(kind, (dict, list, tuple))
-
-
-def _register(kind: type[Any]) -> None:
+def _register(kind: type[Any]) -> bool:
+    """Make pytrees of the objects of a class; return False if they are leaves."""
+    is_sequence, is_record = issubclass(kind, (list, tuple)), attrs.has(kind) or dataclasses.is_dataclass(kind)
     with _lock:
-        if kind in _registered:
-            return
-        _registered.add(kind)
-        if issubclass(kind, dict):
-            _register_dict(kind)
-        elif issubclass(kind, (list, tuple)):
-            _register_sequence(kind)
-        else:
-            _register_record(kind)
+        if kind not in _seen:
+            if issubclass(kind, dict):
+                _register_dict(kind)
+            elif is_sequence:
+                _register_sequence(kind)
+            elif is_record:
+                _register_record(kind)
+            _seen.add(kind)
+    return is_sequence or is_record or issubclass(kind, dict)
 
 
 def _register_record(kind: Any) -> None:

@@ -13,6 +13,8 @@ from parhelion.errors import InvalidTypeError
 
 __all__ = ["Scheduled", "as_scheduled", "per_epoch", "per_update"]
 
+_jnp: Any = jnp  # it leaves some of it untyped
+
 
 @attrs.frozen
 class Scheduled:
@@ -39,7 +41,7 @@ class Scheduled:
         """
         rate = self.schedule(update if self.every == "update" else epoch)
         rates = {**opt_state.hyperparams}
-        rates["learning_rate"] = jnp.asarray(rate, rates["learning_rate"].dtype)
+        rates["learning_rate"] = _jnp.asarray(rate, rates["learning_rate"].dtype)
         return opt_state._replace(hyperparams=rates)
 
 

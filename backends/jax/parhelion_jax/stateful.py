@@ -27,9 +27,11 @@ __all__ = [
 
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance
+_jax: Any = jax  # it leaves some of it untyped
+_jnp: Any = jnp
 _SCALARS = (bool, int, float, complex)
 _PLAIN = (*_SCALARS, str, bytes, type(None))
-_VALUE = jax.tree_util.GetAttrKey("value")
+_VALUE = _jax.tree_util.GetAttrKey("value")
 _AS_IT_WAS = "Build the model as it was when it was saved."
 
 
@@ -40,13 +42,13 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     """
     if len(path) > 1 and path[-1] == _VALUE:
         path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return _jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def has_arrays(value: Any) -> bool:
     """Return whether a value is an array of jax, or a pytree with one in it."""
     try:
-        leaves = jax.tree.leaves(value)
+        leaves = _jax.tree.leaves(value)
     except (TypeError, ValueError):  # a dictionary whose keys have no order is no pytree
         return False
     return any(_is(leaf, jax.Array) for leaf in leaves)
@@ -63,7 +65,7 @@ def take_kinds(tree: Any) -> dict[str, str]:
     """Return of every leaf of a pytree what it is: what stays the same as long as only numbers change."""
     return {
         leaf_name(path): repr(leaf) if type(leaf) in (str, bytes) else _kind(leaf, dtypes=True)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        for path, leaf in _jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
@@ -124,7 +126,7 @@ def give_tree(tree: Any, state: Mapping[str, Any], weak: Collection[str] = ()) -
         given = _given(leaf, state[name])
         return _weakened(given) if name in weak else given
 
-    return jax.tree_util.tree_map_with_path(give, tree)
+    return _jax.tree_util.tree_map_with_path(give, tree)
 
 
 def put_tree(tree: Any, state: Mapping[str, Any], weak: Collection[str] = ()) -> Any:
@@ -133,7 +135,7 @@ def put_tree(tree: Any, state: Mapping[str, Any], weak: Collection[str] = ()) ->
     Those may hang in several places, also of other trees, and go on doing so.
     """
     given = give_tree(tree, state, weak)
-    leaves = jax.tree_util.tree_leaves_with_path(given)
+    leaves = _jax.tree_util.tree_leaves_with_path(given)
     variables = [_variable(tree, path) for path, _ in leaves]
     if None in variables:
         return given
@@ -144,12 +146,12 @@ def put_tree(tree: Any, state: Mapping[str, Any], weak: Collection[str] = ()) ->
 
 def count_elements(tree: Any) -> int:
     """Return how many numbers the arrays of a pytree hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree) if _is(leaf, jax.Array))
+    return sum(leaf.size for leaf in _jax.tree.leaves(tree) if _is(leaf, jax.Array))
 
 
 def _named(tree: Any) -> dict[str, Any]:
     named: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in _jax.tree_util.tree_leaves_with_path(tree):
         if not _is_kept(leaf):
             continue
         if (name := leaf_name(path)) in named:
@@ -166,9 +168,9 @@ def _variable(tree: Any, path: tuple[Any, ...]) -> Any:
     if not path or path[-1] != _VALUE:
         return None
     for step in path[:-1]:
-        if _is(step, jax.tree_util.GetAttrKey):
+        if _is(step, _jax.tree_util.GetAttrKey):
             tree = getattr(tree, step.name)
-        elif _is(step, (jax.tree_util.DictKey, jax.tree_util.SequenceKey)):
+        elif _is(step, (_jax.tree_util.DictKey, _jax.tree_util.SequenceKey)):
             tree = tree[getattr(step, "key", getattr(step, "idx", None))]
         else:
             return None
@@ -185,7 +187,7 @@ def _is_key(leaf: Any) -> bool:
 
 def _taken(leaf: Any) -> Any:
     if _is_key(leaf):
-        return _taken(jax.random.key_data(leaf))
+        return _taken(_jax.random.key_data(leaf))
     if _is(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         return _whole(leaf)
     return leaf
@@ -193,22 +195,22 @@ def _taken(leaf: Any) -> Any:
 
 def _whole(leaf: Any) -> Any:
     """Return an array that is spread over processes as one that every process has all of; all of them come here."""
-    kind: Any = jax.sharding.PartitionSpec
-    everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, kind())
-    return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+    kind: Any = _jax.sharding.PartitionSpec
+    everywhere = _jax.sharding.NamedSharding(leaf.sharding.mesh, kind())
+    return _jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
 
 
 def _given(leaf: Any, saved: Any) -> Any:
     if _is_key(leaf):
-        data = _given(jax.random.key_data(leaf), saved)
-        return _beside(leaf, jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)))
+        data = _given(_jax.random.key_data(leaf), saved)
+        return _beside(leaf, _jax.random.wrap_key_data(data, impl=_jax.random.key_impl(leaf)))
     if _is(leaf, jax.Array):
         if not leaf.committed:
             # It goes on being computed with wherever the others are.
             return jnp.array(np.asarray(saved, leaf.dtype), copy=True)
         # Over the host, so that the result is a buffer of its own, which may be donated, and on the same devices.
         host = np.array(saved, leaf.dtype)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
+        return _jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
     if _is(leaf, np.ndarray):
         return np.array(saved)
     return type(leaf)(saved)
@@ -216,13 +218,13 @@ def _given(leaf: Any, saved: Any) -> Any:
 
 def _weakened(array: Any) -> Any:
     # The one operation that gives an array of any content a weak type is writing into one that has it.
-    weak = jnp.full(array.shape, array.dtype.type(0).item())
+    weak = _jnp.full(array.shape, array.dtype.type(0).item())
     return _beside(array, weak.at[...].set(array))
 
 
 def _beside(leaf: Any, made: Any) -> Any:
     """Return an array where another one is, and bound to there if that is."""
-    return jax.device_put(made, leaf.sharding) if leaf.committed else made
+    return _jax.device_put(made, leaf.sharding) if leaf.committed else made
 
 
 def _kind(leaf: Any, *, dtypes: bool) -> str:

@@ -104,8 +104,8 @@ class Trainer(CoreTrainer):
     ) -> None:
         if isinstance(random_seed, jax.Array):
             raise InvalidTypeError(
-                f"random_seed is {random_seed!r}, an array or a key of jax; expected an integer from 0 to 2**64 - 1. "
-                "Keys are made from it: a loss gets one for each step, and setup takes others from self.key('params')."
+                f"random_seed is a jax array of {random_seed.dtype}; expected an integer from 0 to 2**64 - 1. Keys are "
+                "made from it: a loss gets one for each step, and setup takes others from self.key('params')."
             )
         options = TrainerOptions(
             run_name=run_name,

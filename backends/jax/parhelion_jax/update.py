@@ -21,6 +21,8 @@ from .stateful import leaf_name
 
 __all__ = ["Carry", "Objective", "Update", "as_control", "as_controls", "join", "split"]
 
+_jax: Any = jax  # it leaves some of it untyped
+_jnp: Any = jnp
 _FLOAT32 = np.dtype(np.float32)
 _LAST_COUNT = 2**31 - 1  # where optax's own counts stay, too
 
@@ -52,16 +54,20 @@ def as_control(state: TrainingState) -> npt.NDArray[np.uint32]:
     That is: the iteration's high and low words, the 0-based update and epoch (at most 2**31 - 1), the bits of the
     loss's weight as float32, and whether the optimizer steps.
     """
-    iteration = state.global_iteration
-    weight = int(np.float32(state.loss_weight).view(np.uint32)) if state.loss_weight != 1.0 else 0x3F800000
-    update = min(state.current_iteration - state.is_update, _LAST_COUNT)
-    epoch = min(state.global_epoch - 1, _LAST_COUNT)
-    return np.array((iteration >> 32, iteration & 0xFFFFFFFF, update, epoch, weight, state.is_update), np.uint32)
+    return np.array(_words(state), np.uint32)
 
 
 def as_controls(states: Sequence[TrainingState]) -> npt.NDArray[np.uint32]:
     """Return the same for several iterations, one row each."""
-    return np.stack([as_control(state) for state in states])
+    return np.array([_words(state) for state in states], np.uint32)
+
+
+def _words(state: TrainingState) -> tuple[int, ...]:
+    iteration = state.global_iteration
+    weight = int(np.float32(state.loss_weight).view(np.uint32)) if state.loss_weight != 1.0 else 0x3F800000
+    update = min(state.current_iteration - state.is_update, _LAST_COUNT)
+    epoch = min(state.global_epoch - 1, _LAST_COUNT)
+    return iteration >> 32, iteration & 0xFFFFFFFF, update, epoch, weight, state.is_update
 
 
 # -- parameters among other things ------------------------------------------------------------------------------------
@@ -73,15 +79,15 @@ def split(tree: Any) -> tuple[Any, Any]:
     def is_trained(leaf: Any) -> bool:
         return isinstance(leaf, (jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
-    trained = jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, tree)
-    return trained, jax.tree.map(lambda leaf: None if is_trained(leaf) else leaf, tree)
+    trained = _jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, tree)
+    return trained, _jax.tree.map(lambda leaf: None if is_trained(leaf) else leaf, tree)
 
 
 def join(trained: Any, rest: Any) -> Any:
     """Return the pytree that was split."""
     if rest is None:
         return trained
-    return jax.tree.map(lambda a, b: b if a is None else a, trained, rest, is_leaf=lambda leaf: leaf is None)
+    return _jax.tree.map(lambda a, b: b if a is None else a, trained, rest, is_leaf=lambda leaf: leaf is None)
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ class Objective:
         """
         given = join(_cast(params, self.dtype), self.rest), _cast(batch, self.dtype), key
         # Rebuilt where they are used: variables of flax nnx can only be written to in the trace that made them.
-        made = self.loss(*given) if variables is None else self.loss(*given, jax.tree.map(lambda leaf: leaf, variables))
+        made = self.loss(*given) if variables is None else self.loss(*given, _jax.tree.map(lambda leaf: leaf, variables))
         loss, outputs, changed = _parts_of(made, has_variables=variables is not None)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             what = f"an array of shape {loss.shape} and {loss.dtype}" if hasattr(loss, "shape") else repr(loss)
@@ -146,7 +152,7 @@ def _like(variables: Any, changed: Any) -> Any:
         InvalidTypeError: they are others.
     """
     here, there = (
-        {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {leaf_name(path): leaf for path, leaf in _jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (variables, changed)
     )
     for name in [*here, *there]:
@@ -157,14 +163,14 @@ def _like(variables: Any, changed: Any) -> Any:
                 f"and {theirs} in what it returned; expected the same names and shapes. Return them all, changed or "
                 "not."
             )
-    leaves = [jnp.asarray(there[name], leaf.dtype) for name, leaf in here.items()]
-    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+    leaves = [_jnp.asarray(there[name], leaf.dtype) for name, leaf in here.items()]
+    return _jax.tree.unflatten(_jax.tree.structure(variables), leaves)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
     if dtype is None:
         return tree
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == _FLOAT32 else leaf, tree)
+    return _jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == _FLOAT32 else leaf, tree)
 
 
 # -- the update -------------------------------------------------------------------------------------------------------
@@ -197,36 +203,36 @@ class Update:
 
         It goes through the same scan as a chunk does, so weights do not depend on how iterations are grouped.
         """
-        carry, losses = self.many(carry, *jax.tree.map(lambda leaf: leaf[None], (batch, control)))
+        carry, losses = self.many(carry, *_jax.tree.map(lambda leaf: leaf[None], (batch, control)))
         return carry, losses[0]
 
     def many(self, carry: Carry, batches: Any, controls: Any) -> tuple[Carry, jax.Array]:
         """Return the carry after several iterations, and their losses; leaves have the iterations in front."""
-        return jax.lax.scan(self._iteration, carry, (batches, controls))
+        return _jax.lax.scan(self._iteration, carry, (batches, controls))
 
     def _iteration(self, carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, jax.Array]:
         batch, control = inputs
         # Both words: fold_in takes 32 bits.
-        key = jax.random.fold_in(jax.random.fold_in(self.key, control[0]), control[1])
-        differentiate = jax.value_and_grad(self.objective, has_aux=True)
+        key = _jax.random.fold_in(_jax.random.fold_in(self.key, control[0]), control[1])
+        differentiate = _jax.value_and_grad(self.objective, has_aux=True)
         if self.on_cpu:
             differentiate = with_channels_last(differentiate)
         (loss, (_, variables)), gradient = differentiate(carry.params, batch, key, carry.variables)
         carry = carry._replace(variables=variables)
         if carry.gradient is None:
             return self._updated(carry, gradient, loss, control), loss
-        weight = jax.lax.bitcast_convert_type(control[4], jnp.float32)
-        total = jax.tree.map(
+        weight = _jax.lax.bitcast_convert_type(control[4], jnp.float32)
+        total = _jax.tree.map(
             lambda sum_, part: sum_ + part * weight.astype(part.dtype), carry.gradient, (gradient, loss)
         )
         carry = carry._replace(gradient=total)
-        return jax.lax.cond(control[5] == 1, self._group_updated, lambda carry, _: carry, carry, control), loss
+        return _jax.lax.cond(control[5] == 1, self._group_updated, lambda carry, _: carry, carry, control), loss
 
     def _group_updated(self, carry: Carry, control: Any) -> Carry:
         """Return the carry after an update on what the group has accumulated."""
         gradient, loss = carry.gradient
         return self._updated(carry, gradient, loss, control)._replace(
-            gradient=jax.tree.map(jnp.zeros_like, carry.gradient)
+            gradient=_jax.tree.map(_jnp.zeros_like, carry.gradient)
         )
 
     def _updated(self, carry: Carry, gradient: Any, loss: jax.Array, control: Any) -> Carry:
@@ -236,22 +242,22 @@ class Update:
             opt_state = self.scheduled.apply(opt_state, update, epoch)
         if self.clip_norm is not None:
             # As torch clips: a little below the bound, never above it.
-            scale = jnp.minimum(1.0, self.clip_norm / (_norm(gradient) + 1e-6))
-            gradient = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
+            scale = _jnp.minimum(1.0, self.clip_norm / (_norm(gradient) + 1e-6))
+            gradient = _jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
         changes, opt_state = self.optimizer.update(gradient, opt_state, carry.params, value=loss)
         params, average = optax.apply_updates(carry.params, changes), carry.average
         if self.ema_decay is not None:
             # An average begins with the first weights that it sees.
             share, is_first = 1.0 - self.ema_decay, update == 0
-            average = jax.tree.map(
-                lambda mean, new: jnp.where(is_first, new, mean + (new - mean) * share), average, params
+            average = _jax.tree.map(
+                lambda mean, new: _jnp.where(is_first, new, mean + (new - mean) * share), average, params
             )
         return carry._replace(params=params, opt_state=opt_state, average=average)
 
 
 def _norm(tree: Any) -> jax.Array:
     """Return the Euclidean norm over all elements of a pytree."""
-    sizes = [jnp.abs(leaf) for leaf in jax.tree.leaves(tree)]
+    sizes = [_jnp.abs(leaf) for leaf in _jax.tree.leaves(tree)]
     # A sum of squares needs more than 8 or 11 bits.
-    squares = [jnp.square(size.astype(jnp.promote_types(size.dtype, jnp.float32))) for size in sizes]
-    return jnp.sqrt(sum((jnp.sum(each) for each in squares), jnp.float32(0)))
+    squares = [_jnp.square(size.astype(jnp.promote_types(size.dtype, jnp.float32))) for size in sizes]
+    return _jnp.sqrt(sum((_jnp.sum(each) for each in squares), _jnp.float32\(0)))

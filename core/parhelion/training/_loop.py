@@ -113,6 +113,8 @@ class Loop:
     def _train_together(self, chunk: list[tuple[Any, TrainingState]]) -> Iterator[Event]:
         """Train on the batches of a chunk in one call, then say of each that it was."""
         self.work.train_steps(chunk)
+        if not {BatchStarted, BatchEnded} & self.wanted:
+            return
         for _, state in chunk:
             yield BatchStarted(state)
             yield BatchEnded(state, state.is_update and self.plan.due(state).log)

@@ -148,6 +148,14 @@ def _history_path(options: TrainerOptions, name: str, folder: Path | None) -> Pa
     return None if options.log_path is None else options.log_path / f"{name}.jsonl"
 
 
+def show_values(values: Mapping[str, float]) -> None:
+    """Say what a test has measured, on the terminal."""
+    console = Trackers([ConsoleTracker()])
+    console.start(None)
+    _log.info("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    console.close()
+
+
 def note_setting(saved: Mapping[str, Any], live: Mapping[str, Any]) -> None:
     """Say which of the settings that may change at a resume have changed."""
     for name, value in live.items():

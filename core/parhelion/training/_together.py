@@ -31,8 +31,7 @@ def act_in_turn(world: World, act: Callable[[], T], doing: str) -> T:
     first = let_first_act(world, act, doing)
     if world.size == 1:
         return first[0]
-    rest = _try(act) if world.rank > 0 else ([], None)
-    return (_all_or_none(world, rest, doing) or first)[0]
+    return _all_or_none(world, (first, None) if first else _try(act), doing)[0]
 
 
 def let_first_act(world: World, act: Callable[[], T], doing: str) -> list[T]:
@@ -43,7 +42,8 @@ def let_first_act(world: World, act: Callable[[], T], doing: str) -> list[T]:
     """
     if world.size == 1:
         return [act()]
-    return _all_or_none(world, _try(act) if world.rank == 0 else ([], None), doing)
+    nothing: list[T] = []
+    return _all_or_none(world, _try(act) if world.rank == 0 else (nothing, None), doing)
 
 
 def check_agreement(world: World, facts: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ._dispatch import hook_table, tell
 from ._events import Event, StepCommitted
 from ._loop import Loop
 from ._model import Model
-from ._reporting import Reporting, note_setting
+from ._reporting import Reporting, note_setting, show_values
 from ._resume import CheckpointFolder, check_facts, find_checkpoint, give_model, give_weights, load_run
 from ._run import Run
 from ._session import session
@@ -142,7 +142,8 @@ class Trainer(TrainerFacts):
                 for event in run.test(source):
                     tell(table, event)
                 self.test_results = run.evaluated("test")
-                _log.info("test: %s", self.test_results)
+                if self.rank == 0:
+                    show_values(self.test_results)
             return True
 
         return self._concluded(examine, self._test_exceptions)
@@ -247,7 +248,9 @@ class Trainer(TrainerFacts):
             begin = TrainingState() if checkpoint is None else checkpoint.tree["state"]
             self._run, self._loop = run, Loop(self._plan, begin, source, run, stop=run.stop_of(checkpoint))
             self._loop.chunk_size = self._parts.steps_per_execution
-            stack.enter_context(stop_on_signals(self.request_stop))
+            if self._parts.world.size == 1:
+                # One of several that stopped by itself would leave the others waiting; it dies, and they notice.
+                stack.enter_context(stop_on_signals(self.request_stop))
             table = hook_table(self._plugin_list(), model)
             events = self._loop.run()
             # The start is the same in every process, so the hooks of this moment come before the checkpoint's state.
