@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs] - it ships no types
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
 from parhelion.training import Scored, TrainingState
@@ -188,8 +188,9 @@ class LossModel(Scored, Model):
             return loss, _jax.tree.map(_readable, outputs)
 
         # Where there are several processes each has to see all outputs, to count them.
-        everywhere = self.placement.replicated if jax.process_count() > 1 else None
-        return _jax.jit(examine, out_shardings=everywhere)
+        everywhere = self.placement.replicated if _jax.process_count() > 1 else None
+        compiled: Callable[..., Any] = _jax.jit(examine, out_shardings=everywhere)
+        return compiled
 
     def own_names(self) -> frozenset[str]:
         """Return the attributes that this class saves by itself, or that are no state."""

@@ -20,7 +20,7 @@ _lock = threading.Lock()
 _dict: Any = dict
 _list: Any = list
 _tuple: Any = tuple
-_seen: set[type[Any]] = set()  # classes of leaves that are none, or registered by now
+_seen: set[type[Any]] = set()  # classes that are pytrees by now, or stay leaves
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -33,9 +33,11 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     """
     while True:
         leaves, structure = _tree.tree_flatten(tree)
-        new = {leaf.__class__ for leaf in leaves} - _seen
-        if not new or not any([_register(kind) for kind in new]):
+        kinds = set(map(type, leaves))
+        if kinds <= _seen:
             return leaves, structure
+        for kind in kinds:
+            _register(kind)
 
 
 def field_name(tree: Any, place: int) -> str:
@@ -44,19 +46,17 @@ def field_name(tree: Any, place: int) -> str:
     return str(_tree.keystr(path, simple=True, separator="/"))
 
 
-def _register(kind: type[Any]) -> bool:
-    """Make pytrees of the objects of a class; return False if they are leaves."""
-    is_sequence, is_record = issubclass(kind, (list, tuple)), attrs.has(kind) or dataclasses.is_dataclass(kind)
+def _register(kind: type[Any]) -> None:
     with _lock:
-        if kind not in _seen:
-            if issubclass(kind, dict):
-                _register_dict(kind)
-            elif is_sequence:
-                _register_sequence(kind)
-            elif is_record:
-                _register_record(kind)
-            _seen.add(kind)
-    return is_sequence or is_record or issubclass(kind, dict)
+        if kind in _seen:
+            return
+        if issubclass(kind, dict):
+            _register_dict(kind)
+        elif issubclass(kind, (list, tuple)):
+            _register_sequence(kind)
+        elif attrs.has(kind) or dataclasses.is_dataclass(kind):
+            _register_record(kind)
+        _seen.add(kind)
 
 
 def _register_record(kind: Any) -> None:

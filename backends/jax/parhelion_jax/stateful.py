@@ -42,7 +42,8 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     """
     if len(path) > 1 and path[-1] == _VALUE:
         path = path[:-1]
-    return _jax.tree_util.keystr(path, simple=True, separator="/")
+    name: str = _jax.tree_util.keystr(path, simple=True, separator="/")
+    return name
 
 
 def has_arrays(value: Any) -> bool:
@@ -197,7 +198,11 @@ def _whole(leaf: Any) -> Any:
     """Return an array that is spread over processes as one that every process has all of; all of them come here."""
     kind: Any = _jax.sharding.PartitionSpec
     everywhere = _jax.sharding.NamedSharding(leaf.sharding.mesh, kind())
-    return _jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+    return _jax.jit(_same, out_shardings=everywhere)(leaf)
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
 
 
 def _given(leaf: Any, saved: Any) -> Any:
@@ -207,10 +212,10 @@ def _given(leaf: Any, saved: Any) -> Any:
     if _is(leaf, jax.Array):
         if not leaf.committed:
             # It goes on being computed with wherever the others are.
-            return jnp.array(np.asarray(saved, leaf.dtype), copy=True)
+            return _jnp.array(np.asarray(saved, leaf.dtype), copy=True)
         # Over the host, so that the result is a buffer of its own, which may be donated, and on the same devices.
         host = np.array(saved, leaf.dtype)
-        return _jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
+        return _jax.make_array_from_callback(leaf.shape, leaf.sharding, host.__getitem__)
     if _is(leaf, np.ndarray):
         return np.array(saved)
     return type(leaf)(saved)

@@ -18,12 +18,14 @@ from parhelion.training import Trainer as CoreTrainer
 
 from .arrays import Arrays
 from .data import loader_for
-from .mesh import choose_mesh
+from .mesh import Device, choose_mesh
 from .placement import Placement
 from .randomness import Randomness
 from .world import discover_world
 
 __all__ = ["Trainer"]
+
+_jax: Any = jax  # it leaves some of it untyped
 
 
 class Trainer(CoreTrainer):
@@ -160,10 +162,10 @@ def _check_flags(benchmark: Any, deterministic: Any, platform: str) -> None:
         )
 
 
-def _devices(placement: Placement) -> list[jax.Device]:
+def _devices(placement: Placement) -> list[Device]:
     """Return this process's devices, in the mesh's order."""
-    every: list[jax.Device] = placement.mesh.devices.flatten().tolist()
-    return [device for device in every if device.process_index == jax.process_index()]
+    every: list[Device] = placement.mesh.devices.flatten().tolist()
+    return [device for device in every if device.process_index == _jax.process_index()]
 
 
 def _parts(placement: Placement, steps_per_execution: int) -> BackendParts:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs] - it ships no types
 
 from parhelion.errors import InvalidTypeError
 from parhelion.training import TrainingState
@@ -23,6 +23,10 @@ __all__ = ["Carry", "Objective", "Update", "as_control", "as_controls", "join", 
 
 _jax: Any = jax  # it leaves some of it untyped
 _jnp: Any = jnp
+_map: Callable[[Callable[[Any], Any], Any], Any] = _jax.tree.map
+_map_two: Callable[[Callable[[Any, Any], Any], Any, Any], Any] = _jax.tree.map
+# Without narrowing: what is inside of something that is Any is Any.
+_is: Callable[[Any, Any], bool] = isinstance
 _FLOAT32 = np.dtype(np.float32)
 _LAST_COUNT = 2**31 - 1  # where optax's own counts stay, too
 
@@ -77,17 +81,24 @@ def split(tree: Any) -> tuple[Any, Any]:
     """Return the floating point arrays of a pytree, and the rest of it; each has None where the other has a leaf."""
 
     def is_trained(leaf: Any) -> bool:
-        return isinstance(leaf, (jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return _is(leaf, (jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
-    trained = _jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, tree)
-    return trained, _jax.tree.map(lambda leaf: None if is_trained(leaf) else leaf, tree)
+    trained = _map(lambda leaf: leaf if is_trained(leaf) else None, tree)
+    return trained, _map(lambda leaf: None if is_trained(leaf) else leaf, tree)
 
 
 def join(trained: Any, rest: Any) -> Any:
     """Return the pytree that was split."""
     if rest is None:
         return trained
-    return _jax.tree.map(lambda a, b: b if a is None else a, trained, rest, is_leaf=lambda leaf: leaf is None)
+
+    def is_none(leaf: Any) -> bool:
+        return leaf is None
+
+    def either(one: Any, other: Any) -> Any:
+        return other if one is None else one
+
+    return _jax.tree.map(either, trained, rest, is_leaf=is_none)
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
@@ -115,7 +126,7 @@ class Objective:
         """
         given = join(_cast(params, self.dtype), self.rest), _cast(batch, self.dtype), key
         # Rebuilt where they are used: variables of flax nnx can only be written to in the trace that made them.
-        made = self.loss(*given) if variables is None else self.loss(*given, _jax.tree.map(lambda leaf: leaf, variables))
+        made = self.loss(*given) if variables is None else self.loss(*given, _map(lambda leaf: leaf, variables))
         loss, outputs, changed = _parts_of(made, has_variables=variables is not None)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             what = f"an array of shape {loss.shape} and {loss.dtype}" if hasattr(loss, "shape") else repr(loss)
@@ -129,7 +140,7 @@ class Objective:
 
 
 def _parts_of(made: Any, *, has_variables: bool) -> tuple[Any, Any, Any]:
-    parts = made if isinstance(made, tuple) else (made,)
+    parts: tuple[Any, ...] = made if _is(made, tuple) else (made,)
     if has_variables:
         if len(parts) != 3:  # noqa: PLR2004 - loss, outputs, variables
             raise InvalidTypeError(
@@ -142,7 +153,8 @@ def _parts_of(made: Any, *, has_variables: bool) -> tuple[Any, Any, Any]:
             f"loss(params, batch, key) returned {len(parts)} values; expected a scalar, or (scalar, outputs). Set "
             "self.variables in setup() to have variables."
         )
-    return parts[0], parts[1] if len(parts) > 1 else None, None
+    loss, outputs = (*parts, None, None)[:2]  # none at all is no scalar, which is said later
+    return loss, outputs, None
 
 
 def _like(variables: Any, changed: Any) -> Any:
@@ -170,7 +182,7 @@ def _like(variables: Any, changed: Any) -> Any:
 def _cast(tree: Any, dtype: Any) -> Any:
     if dtype is None:
         return tree
-    return _jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == _FLOAT32 else leaf, tree)
+    return _map(lambda leaf: leaf.astype(dtype) if leaf.dtype == _FLOAT32 else leaf, tree)
 
 
 # -- the update -------------------------------------------------------------------------------------------------------
@@ -203,12 +215,13 @@ class Update:
 
         It goes through the same scan as a chunk does, so weights do not depend on how iterations are grouped.
         """
-        carry, losses = self.many(carry, *_jax.tree.map(lambda leaf: leaf[None], (batch, control)))
+        carry, losses = self.many(carry, *_map(lambda leaf: leaf[None], (batch, control)))
         return carry, losses[0]
 
     def many(self, carry: Carry, batches: Any, controls: Any) -> tuple[Carry, jax.Array]:
         """Return the carry after several iterations, and their losses; leaves have the iterations in front."""
-        return _jax.lax.scan(self._iteration, carry, (batches, controls))
+        done: tuple[Carry, jax.Array] = _jax.lax.scan(self._iteration, carry, (batches, controls))
+        return done
 
     def _iteration(self, carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, jax.Array]:
         batch, control = inputs
@@ -222,11 +235,9 @@ class Update:
         if carry.gradient is None:
             return self._updated(carry, gradient, loss, control), loss
         weight = _jax.lax.bitcast_convert_type(control[4], jnp.float32)
-        total = _jax.tree.map(
-            lambda sum_, part: sum_ + part * weight.astype(part.dtype), carry.gradient, (gradient, loss)
-        )
+        total = _map_two(lambda sum_, part: sum_ + part * weight.astype(part.dtype), carry.gradient, (gradient, loss))
         carry = carry._replace(gradient=total)
-        return _jax.lax.cond(control[5] == 1, self._group_updated, lambda carry, _: carry, carry, control), loss
+        return _jax.lax.cond(control[5] == 1, self._group_updated, _as_it_is, carry, control), loss
 
     def _group_updated(self, carry: Carry, control: Any) -> Carry:
         """Return the carry after an update on what the group has accumulated."""
@@ -243,16 +254,20 @@ class Update:
         if self.clip_norm is not None:
             # As torch clips: a little below the bound, never above it.
             scale = _jnp.minimum(1.0, self.clip_norm / (_norm(gradient) + 1e-6))
-            gradient = _jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
+            gradient = _map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
         changes, opt_state = self.optimizer.update(gradient, opt_state, carry.params, value=loss)
         params, average = optax.apply_updates(carry.params, changes), carry.average
         if self.ema_decay is not None:
             # An average begins with the first weights that it sees.
             share, is_first = 1.0 - self.ema_decay, update == 0
-            average = _jax.tree.map(
+            average = _map_two(
                 lambda mean, new: _jnp.where(is_first, new, mean + (new - mean) * share), average, params
             )
         return carry._replace(params=params, opt_state=opt_state, average=average)
+
+
+def _as_it_is(carry: Carry, _: Any) -> Carry:
+    return carry
 
 
 def _norm(tree: Any) -> jax.Array:
@@ -260,4 +275,5 @@ def _norm(tree: Any) -> jax.Array:
     sizes = [_jnp.abs(leaf) for leaf in _jax.tree.leaves(tree)]
     # A sum of squares needs more than 8 or 11 bits.
     squares = [_jnp.square(size.astype(jnp.promote_types(size.dtype, jnp.float32))) for size in sizes]
-    return _jnp.sqrt(sum((_jnp.sum(each) for each in squares), _jnp.float32\(0)))
+    norm: jax.Array = _jnp.sqrt(sum((_jnp.sum(each) for each in squares), _jnp.float32(0)))
+    return norm

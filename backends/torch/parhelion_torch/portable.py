@@ -133,8 +133,15 @@ def fill(parts: Parts, named: Mapping[str, Array]) -> None:
     Args:
         parts: as for :func:`named_weights`.
         named: arrays by name and of the shapes here; what is not among them stays as it is.
+
+    Raises:
+        CheckpointMismatchError: an integer is too large for its dtype here. Nothing was changed.
     """
     first = _first_names(parts)
+    for place, part in parts.items():
+        for name, tensor in _tensors(place, part):
+            if first[id(tensor)] in named:
+                _check_range(name, tensor.dtype, named[first[id(tensor)]])
     for place, part in parts.items():
         given = {
             name: torch.tensor(named[first[id(tensor)]])
@@ -160,6 +167,18 @@ def _tensors(place: str, part: nn.Module | nn.Parameter) -> Iterator[tuple[str, 
     for name, value in state.items():
         if isinstance(value, Tensor) and not name.startswith(metrics):
             yield f"{place}.{name}" if place else name, value
+
+
+def _check_range(name: str, dtype: torch.dtype, array: Array) -> None:
+    if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool or array.dtype.kind not in "iu":
+        return
+    limits = torch.iinfo(dtype)
+    for found in (int(array.min()), int(array.max())) if array.size else ():
+        if not limits.min <= found <= limits.max:
+            raise CheckpointMismatchError(
+                f"{name} has {found} in the checkpoint and {str(dtype).removeprefix('torch.')} ends at {limits.max}; "
+                "expected integers that fit. Give the model a wider dtype there."
+            )
 
 
 def _first_names(parts: Parts) -> dict[int, str]:
