@@ -135,7 +135,7 @@ def _import_own(name: str, own: _Own) -> ModuleType:
         raise BackendNotFoundError(
             f"backend {name!r} needs {missing}, which is not installed; install it with: pip install "
             f"'parhelion[{name}]'"
-        ) from None
+        ) from error
 
 
 def _import_third_party(name: str, points: list[EntryPoint]) -> ModuleType:
