@@ -222,7 +222,7 @@ def test_however_many_remainders_there_are_few_lengths_are_compiled() -> None:
     fit(model, Data(4, 102), print_frequency=7, total_steps=12, **options)
     assert programs_of(model)[1] <= 4 + 3 + 1  # four lengths as they come, powers of two below 7, the short batch
     model = Tiny()
-    fit(model, Data(4, 4 * 96), print_frequency=37, total_steps=5, **options)
+    fit(model, Data(4, 4 * 96), print_frequency=37, total_steps=12, **options)
     assert programs_of(model)[1] <= 4 + 6
 
 

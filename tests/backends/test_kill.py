@@ -18,37 +18,37 @@ from parhelion.testing import last_tree, rows_without_clocks, same
 
 SCRIPT = Path(__file__).parent.parent / "support" / "killed_run.py"
 
-# (killed where, at which iteration or record, accumulation, schedule, workers before, workers after, chunk)
+# (killed where, at which iteration or record, accumulation, schedule, workers before and after, chunk)
 TORCH = [
-    ("before a step", 1, 1, "update", 0, 2, 1),
-    ("before a step", 4, 1, "update", 2, 0, 1),
-    ("before a step", 8, 3, "epoch", 0, 3, 1),
-    ("after a step", 3, 1, "hook", 0, 2, 1),
-    ("after a step", 7, 1, "update", 2, 0, 1),
-    ("after a step", 7, 3, "epoch", 0, 0, 1),
-    ("after a step", 15, 1, "hook", 2, 0, 1),
-    ("after a step", 21, 1, "epoch", 0, 2, 1),
-    ("in a validation", 7, 1, "update", 0, 2, 1),
-    ("in a validation", 14, 3, "hook", 2, 0, 1),
-    ("in a save", 4, 1, "update", 0, 0, 1),
-    ("in a save", 14, 3, "epoch", 2, 2, 1),
-    ("in a record", 20, 1, "update", 0, 2, 1),
-    ("in a record", 9, 1, "hook", 2, 1, 1),
+    ("before a step", 1, 1, "update", (0, 2), 1),
+    ("before a step", 4, 1, "update", (2, 0), 1),
+    ("before a step", 8, 3, "epoch", (0, 3), 1),
+    ("after a step", 3, 1, "hook", (0, 2), 1),
+    ("after a step", 7, 1, "update", (2, 0), 1),
+    ("after a step", 7, 3, "epoch", (0, 0), 1),
+    ("after a step", 15, 1, "hook", (2, 0), 1),
+    ("after a step", 21, 1, "epoch", (0, 2), 1),
+    ("in a validation", 7, 1, "update", (0, 2), 1),
+    ("in a validation", 14, 3, "hook", (2, 0), 1),
+    ("in a save", 4, 1, "update", (0, 0), 1),
+    ("in a save", 14, 3, "epoch", (2, 2), 1),
+    ("in a record", 20, 1, "update", (0, 2), 1),
+    ("in a record", 9, 1, "hook", (2, 1), 1),
 ]
 JAX = [
-    ("before a step", 4, 1, "update", 2, 0, 1),
-    ("before a step", 8, 3, "epoch", 0, 2, 1),
-    ("after a step", 7, 1, "update", 2, 0, 1),
-    ("after a step", 15, 1, "hook", 0, 2, 1),
-    ("in a validation", 14, 3, "hook", 2, 0, 1),
-    ("in a save", 4, 1, "update", 0, 0, 1),
-    ("in a record", 20, 1, "update", 0, 2, 1),
-    ("in a record", 9, 1, "hook", 2, 1, 1),
+    ("before a step", 4, 1, "update", (2, 0), 1),
+    ("before a step", 8, 3, "epoch", (0, 2), 1),
+    ("after a step", 7, 1, "update", (2, 0), 1),
+    ("after a step", 15, 1, "hook", (0, 2), 1),
+    ("in a validation", 14, 3, "hook", (2, 0), 1),
+    ("in a save", 4, 1, "update", (0, 0), 1),
+    ("in a record", 20, 1, "update", (0, 2), 1),
+    ("in a record", 9, 1, "hook", (2, 1), 1),
     # In the middle of three iterations that are one call, of which none has counted then.
-    ("before a step", 18, 1, "update", 0, 0, 3),
-    ("after a step", 18, 1, "update", 2, 0, 3),
-    ("in a hook", 16, 3, "epoch", 0, 0, 3),
-    ("in a record", 26, 1, "update", 0, 2, 3),
+    ("before a step", 18, 1, "update", (0, 0), 3),
+    ("after a step", 18, 1, "update", (2, 0), 3),
+    ("in a hook", 16, 3, "epoch", (0, 0), 3),
+    ("in a record", 26, 1, "update", (0, 2), 3),
 ]
 CASES = [("torch", *case) for case in TORCH] + [("jax", *case) for case in JAX]
 
@@ -104,16 +104,16 @@ def oracle(tmp_path_factory):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("backend", "point", "iteration", "steps", "schedule", "before", "after", "chunk"), CASES)
+@pytest.mark.parametrize(("backend", "point", "iteration", "steps", "schedule", "workers", "chunk"), CASES)
 def test_a_killed_run_started_again_is_the_run_that_never_stopped(
-    oracle, tmp_path, backend, point, iteration, steps, schedule, before, after, chunk
+    oracle, tmp_path, backend, point, iteration, steps, schedule, workers, chunk
 ) -> None:
     pytest.importorskip(f"parhelion_{backend}")
     case = importlib.import_module(f"support.{backend}_case")
     setting = {"backend": backend, "steps": steps, "schedule": schedule, "chunk": chunk}
-    run(tmp_path, workers=before, point=point, iteration=iteration, **setting)
+    run(tmp_path, workers=workers[0], point=point, iteration=iteration, **setting)
     assert not (tmp_path / "result.json").exists()
-    run(tmp_path, workers=after, **setting)
+    run(tmp_path, workers=workers[1], **setting)
     whole = oracle(**setting)
     assert journal(tmp_path) == journal(whole)
     one, other = (json.loads((root / "result.json").read_text()) for root in (tmp_path, whole))

@@ -64,15 +64,16 @@ def test_accumulated_gradients_are_those_of_one_large_batch(steps, clip_norm) ->
 
 
 def test_clipping_is_that_of_optax_and_never_exceeds_the_bound() -> None:
-    model, free = Watched(clip_norm=0.5), Watched()
-    fit(model)
-    fit(free)
+    model, free, loose = Watched(clip_norm=0.5), Watched(), Watched(clip_norm=100)
+    for each in (model, free, loose):
+        fit(each)
     clip = optax.clip_by_global_norm(0.5)
     expected = clip.update(free.gradients[0], clip.init(None))[0]
     np.testing.assert_allclose(flat(model.gradients[0]), flat(expected), atol=1e-6)
     norms = [np.linalg.norm(flat(gradient)) for gradient in model.gradients]
     assert 0.4999 < max(norms) <= 0.5
     assert np.linalg.norm(flat(free.gradients[0])) > 1
+    assert same(loose.gradients, free.gradients)
 
 
 def test_the_norm_of_bfloat16_gradients_is_computed_in_float32() -> None:

@@ -218,7 +218,7 @@ def test_an_integer_that_would_not_fit_is_refused_with_its_field(value) -> None:
     "value",
     ["text", 3, 2.5, None, True, b"x", np.array(["a"]), np.array([None, {}]), np.array("2024", "M8[s]"), np.str_("a"),
      np.longdouble(1), {1, 2}, object(), np.ndarray],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_has_no_array_is_left(value) -> None:
     assert PLACEMENT.place({"value": value})["value"] is value

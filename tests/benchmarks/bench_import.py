@@ -17,9 +17,13 @@ PEERS = {
     "parhelion": "import parhelion",
     "torch": "import torch",
     "parhelion_torch": "import parhelion_torch",
+    "jax, optax": "import jax, optax",
+    "parhelion_jax": "import parhelion_jax",
     "ignite.engine": "import ignite.engine",
     "lightning.fabric": "import lightning.fabric",
     "lightning.pytorch": "import lightning.pytorch",
+    "flax.nnx": "import flax.nnx",
+    "keras on jax": "import os; os.environ['KERAS_BACKEND'] = 'jax'; import keras",
 }
 PROBE = """
 import time, sys

@@ -18,10 +18,13 @@ SCRIPTS = (
     ("bench_import.py", ["--rounds", "15"], ["--rounds", "3"]),
     ("bench_sampler.py", [], ["--repeat", "1", "--sizes", "1e6", "--far", "1e12"]),
     ("bench_loop.py", ["--rounds", "7"], ["--rounds", "1"]),
+    ("bench_loop_jax.py", ["--rounds", "7"], ["--rounds", "1"]),
     ("bench_loader.py", ["--rounds", "7"], ["--rounds", "1"]),
     ("bench_checkpoint.py", [], ["--rounds", "3"]),
 )
-LIBRARIES = ("numpy", "torch", "jax", "lightning", "pytorch-ignite", "helios-ml", "safetensors")
+LIBRARIES = (
+    "numpy", "torch", "jax", "optax", "flax", "keras", "lightning", "pytorch-ignite", "helios-ml", "safetensors",
+)  # fmt: skip
 
 
 def main() -> int:

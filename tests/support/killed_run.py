@@ -39,31 +39,30 @@ class Deadly:
 
 def plant(model: Any, point: str, iteration: int, journal: Any) -> None:
     """Make the model write down what it trains on, and die at the point."""
-    step, steps, valid, save = model.train_step, getattr(model, "train_steps", None), model.valid_step, model.state_dict
+    step, steps, valid, save = model.train_step, model.train_steps, model.valid_step, model.state_dict
+
+    def pass_by(place: str, *, is_time: bool) -> None:
+        if place == point and is_time:
+            die()
 
     def train(states: Sequence[Any], call: Callable[[], Any]) -> Any:
         numbers = [state.global_iteration for state in states]
-        if point == "before a step" and iteration in numbers:
-            die()
+        pass_by("before a step", is_time=iteration in numbers)
         outcome = call()
         for number, (rows, content) in zip(numbers, model.seen[-len(numbers) :], strict=True):
             print(json.dumps([number, rows, hash(content)]), file=journal)
-        if point == "after a step" and iteration in numbers:
-            die()
+        pass_by("after a step", is_time=iteration in numbers)
         return outcome
 
     def batch_end(state: Any, should_log: bool = False) -> None:
-        if point == "in a hook" and state.global_iteration == iteration:
-            die()
+        pass_by("in a hook", is_time=state.global_iteration == iteration)
 
     def valid_step(batch: Any, number: int) -> Any:
-        if point == "in a validation" and model.trainer.state.global_iteration >= iteration:
-            die()
+        pass_by("in a validation", is_time=model.trainer.state.global_iteration >= iteration)
         return valid(batch, number)
 
     def state_dict() -> Any:
-        if point == "in a save" and model.trainer.state.global_iteration >= iteration:
-            die()
+        pass_by("in a save", is_time=model.trainer.state.global_iteration >= iteration)
         return save()
 
     model.train_step = lambda batch, state: train([state], lambda: step(batch, state))

@@ -203,11 +203,11 @@ class Placement:
                 array.copy_to_host_async()
         host: list[float] = []
         for value in values:
-            array = np.asarray(value) if isinstance(value, jax.Array) else value
-            if getattr(array, "ndim", 0):
-                host.extend(array.astype(np.float64).tolist())
+            found: Any = np.asarray(value) if isinstance(value, jax.Array) else value
+            if getattr(found, "ndim", 0):
+                host.extend(found.astype(np.float64).tolist())
             else:
-                host.append(float(array))
+                host.append(float(found))
         return host
 
     def _sharding(self, *axes: str | None) -> Sharding:

@@ -20,7 +20,7 @@ _lock = threading.Lock()
 _dict: Any = dict
 _list: Any = list
 _tuple: Any = tuple
-_seen: set[type[Any]] = set()  # classes that are pytrees by now, or stay leaves
+_seen: set[Any] = set()  # classes that are pytrees by now, or stay leaves
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -46,7 +46,7 @@ def field_name(tree: Any, place: int) -> str:
     return str(_tree.keystr(path, simple=True, separator="/"))
 
 
-def _register(kind: type[Any]) -> None:
+def _register(kind: Any) -> None:
     with _lock:
         if kind in _seen:
             return

@@ -16,8 +16,10 @@ import mmap
 import os
 import pickle
 import struct
+import sys
 import tempfile
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Final, cast
@@ -112,6 +114,8 @@ def _get_pickler() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             is_class = isinstance(obj, type)
+            if is_class or isinstance(obj, types.FunctionType):
+                _send_by_value_if_lost(getattr(obj, "__module__", None))
             if is_class and self._is_reply and obj in _came:
                 return _get_sent, (_came[obj],)
             reduced: Any = base.reducer_override(self, obj)
@@ -121,6 +125,34 @@ def _get_pickler() -> Any:
             return (_make_numbered, (_number(obj), make, arguments), *rest)
 
     return Pickler
+
+
+@functools.cache
+def _send_by_value_if_lost(name: Any) -> None:
+    """Let what a module defines travel by value if another process would not find the module.
+
+    Such are modules that were imported by their file, as pytest does with tests.
+    """
+    module = sys.modules.get(name)
+    if module is None or name == "__main__" or getattr(module, "__file__", None) is None:
+        return
+    if not _is_found(name, str(module.__file__)):
+        importlib.import_module("cloudpickle").register_pickle_by_value(module)
+
+
+def _is_found(name: str, file: str) -> bool:
+    """Return whether an import of a module would read the file that it came from; its parents are only looked up."""
+    places: Any = None
+    spec: Any = None
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        whole = ".".join(parts[:count])
+        found = (finder.find_spec(whole, places) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next((each for each in found if each is not None), None)
+        if spec is None:
+            return False
+        places = spec.submodule_search_locations
+    return not spec.has_location or os.path.realpath(spec.origin) == os.path.realpath(file)
 
 
 def _is_by_value(reduced: Any) -> bool:
