@@ -299,3 +299,76 @@ def test_a_model_is_used_in_a_run_only() -> None:
         Line().state_dict()
     with pytest.raises(InvalidTypeError, match=r"model is .*; expected a parhelion.Model"):
         make_trainer().fit(object(), Data())
+
+
+@pytest.mark.parametrize(
+    ("assign", "message"),
+    [
+        (lambda m: setattr(m, "optimizer", optax.sgd(0.0)), "self.optimizer or self.schedules was assigned during"),
+        (lambda m: setattr(m, "schedules", lambda _: 0.1), "self.optimizer or self.schedules was assigned during"),
+        (lambda m: setattr(m, "params", {"w": m.params["w"]}), "'b' is not there and was () of float32"),
+        (lambda m: setattr(m, "params", {**m.params, "w": jnp.zeros(3)}), "'w' is (3,) of float32 and was (4,)"),
+        (lambda m: setattr(m, "params", {**m.params, "n": jnp.int32(7)}), "other leaves than arrays of floats"),
+        (lambda m: setattr(m, "variables", {"c": jnp.zeros(2)}), "self.variables was assigned another pytree"),
+    ],
+    ids=["optimizer", "schedules", "a leaf less", "another shape", "an integer", "variables"],
+)
+def test_what_is_compiled_into_the_step_cannot_be_assigned_during_training(assign, message) -> None:
+    class Assigning(Line):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.params = {**self.params, "n": jnp.int32(2)}
+
+        def on_training_epoch_start(self, current_epoch: int) -> None:
+            if current_epoch == 2:
+                assign(self)
+
+    assert message in failure(Assigning())
+
+
+def test_floats_of_the_parameters_may_be_assigned_during_training() -> None:
+    class Halving(Line):
+        def on_training_end(self) -> None:
+            self.params = jax.tree.map(lambda leaf: leaf * 0, self.params)
+
+    model = Halving()
+    fit(model)
+    assert np.asarray(model.params["w"]).tolist() == [0, 0, 0, 0]
+
+
+def test_a_number_that_the_loss_reads_and_training_changes_is_warned_of(tmp_path, caplog) -> None:
+    class Cooling(Line):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.heat, self.seen = 1.0, 0
+
+        def on_training_epoch_start(self, current_epoch: int) -> None:
+            self.heat, self.seen = 1.0 / current_epoch, current_epoch
+
+        def loss(self, params: Any, batch: Any, key: Any) -> Any:
+            return super().loss(params, batch, key) * self.heat
+
+    with caplog.at_level("WARNING", "parhelion"):
+        fit(Cooling(), chkpt_root=tmp_path, chkpt_frequency=1)
+    assert caplog.text.count("self.heat has changed and loss reads it, which was compiled with what it was") == 1
+    assert "self.seen" not in caplog.text
+
+
+def test_a_value_inside_the_compiled_step_cannot_be_logged() -> None:
+    class Logging(Line):
+        def loss(self, params: Any, batch: Any, key: Any) -> Any:
+            loss = super().loss(params, batch, key)
+            self.log("inner", loss)
+            return loss
+
+    message = failure(Logging())
+    assert "'inner' of a row cannot be used: it is inside a compiled step, where there are no values yet" in message
+
+
+def test_multi_steps_of_optax_is_told_what_to_do_instead() -> None:
+    class Wrapped(Line):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.optimizer = optax.MultiSteps(optax.sgd(0.1), 2)
+
+    assert "self.optimizer is optax.MultiSteps after setup(); expected what it wraps" in failure(Wrapped())

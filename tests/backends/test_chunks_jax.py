@@ -22,7 +22,7 @@ import parhelion as ph
 from parhelion.checkpoint import list_checkpoints, load_checkpoint
 from parhelion.testing import first_difference, rows_without_clocks, same
 from parhelion_jax.arrays import Arrays
-from support.small_jax import Data, Explicit, Line, Loaded, failure, fit, host, make_trainer
+from support.small_jax import Data, Explicit, Line, Loaded, Points, failure, fit, host, make_trainer
 from support.small_jax import programs as programs
 
 
@@ -108,7 +108,9 @@ def test_chunks_are_the_same_run(k, step_by_step) -> None:
     assert rows_without_clocks(other.history) == rows_without_clocks(one.history)
     assert other.state == one.state
     assert journal.without_batches == whole.without_batches
-    assert {kind for _, kinds in journal.batches for kind in kinds.values()} == {np.ndarray}
+    # Each batch by itself, and placed: what a plugin computes must not depend on k.
+    assert journal.batches == whole.batches
+    assert all(issubclass(kind, jax.Array) for _, kinds in journal.batches for kind in kinds.values())
     assert [iteration for iteration, _ in journal.batches] == list(range(1, 13))
 
 
@@ -187,6 +189,69 @@ def test_a_stop_takes_effect_at_the_end_of_the_call_and_the_run_goes_on_from_the
     fit(again, Loaded(), steps_per_execution=3, chkpt_root=tmp_path)
     np.testing.assert_allclose(again.params["w"], whole.params["w"], rtol=1e-5)
     assert same(host(again.state_dict()["own"]), host(whole.state_dict()["own"]))
+
+
+class Curriculum(ph.Plugin):
+    """Scales each batch by how many batches have been trained on, as far as it knows."""
+
+    def __init__(self) -> None:
+        super().__init__("curriculum")
+        self.unique_overrides.training_batch = True
+        self.count = 0
+
+    def setup(self) -> None: ...
+
+    def process_training_batch(self, batch: Any, state: Any) -> Any:
+        return batch | {"x": batch["x"] / (2 + self.count)}
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 7, 9])
+def test_a_stop_from_outside_moves_no_chunk(stop_at, tmp_path) -> None:
+    """What runs once per call, such as a plugin that looks back, is the same in a run that was stopped."""
+
+    def run(root: Path, batches_before_stop: int | None) -> Any:
+        class Watched(Points):
+            asked = 0
+
+            def __getitem__(self, index: int) -> Any:
+                Watched.asked += 1
+                if batches_before_stop is not None and Watched.asked == 4 * batches_before_stop:
+                    trainer.request_stop()
+                return super().__getitem__(index)
+
+        class Stopped(Loaded):
+            def setup(self) -> None:
+                self._train_dataset = self._create_dataset(Watched(self.size), self.params)
+
+        trainer, model = make_trainer(steps_per_execution=4, chkpt_root=root), Tiny()
+        trainer.register_plugin(Curriculum())
+        trainer.fit(model, Stopped())
+        return trainer, model
+
+    _, whole = run(tmp_path / "whole", None)
+    first, _ = run(tmp_path / "parts", stop_at)
+    assert first.stop_reason == "interrupted"
+    assert first.state.dataset_iter in (4, 6)
+    again, model = run(tmp_path / "parts", None)
+    assert again.stop_reason == "finished"
+    assert first_difference(host(whole.state_dict()), host(model.state_dict())) is None
+
+
+def test_a_plugin_computes_the_same_for_any_k() -> None:
+    class Scale(Curriculum):
+        def process_training_batch(self, batch: Any, state: Any) -> Any:
+            return batch | {"x": batch["label"][:, None] / 3 - (batch["x"] - batch["x"].mean()) / batch["x"].std()}
+
+    def run(k: int) -> Any:
+        trainer, model = make_trainer(steps_per_execution=k), Tiny()
+        trainer.register_plugin(Scale())
+        assert trainer.fit(model, Loaded()), trainer.error
+        return host(model.state_dict())
+
+    assert first_difference(run(1), run(5)) is None
 
 
 def test_a_model_that_wants_to_stop_is_asked_at_the_end_of_a_call() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -19,10 +20,12 @@ from .narrowing import is_usual, to_array
 from .portable import give_portable, take_portable
 from .records import field_name, flatten
 from .schedules import as_scheduled
-from .stateful import check_tree, count_elements, give_tree, take_tree
+from .stateful import check_tree, count_elements, give_tree, take_kinds, take_tree
 from .update import Carry, Objective, Update, as_control, as_controls, join, split
 
 __all__ = ["LossModel"]
+
+_log = logging.getLogger("parhelion")
 
 _jax: Any = jax  # it leaves some of it untyped
 _jnp: Any = jnp
@@ -30,7 +33,7 @@ _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # What this class saves by itself, or makes anew.
 _OWN = frozenset(
     {"optimizer", "schedules", "metrics", "_given", "_given_variables", "_rest", "_carry", "_update", "_one", "_many"}
-    | {"_examine", "_lengths", "validated", "weight_map"}
+    | {"_examine", "_compiled", "_lengths", "_warned", "validated", "weight_map"}
 )
 _MOST_LENGTHS = 4
 
@@ -98,6 +101,7 @@ class LossModel(Scored, Model):
         self.schedules: Any = None
         self._dtype = _DTYPES[precision]
         self._lengths: set[int] = set()
+        self._warned: set[str] = set()
 
     # -- for the user -------------------------------------------------------------------------------------------------
 
@@ -119,7 +123,14 @@ class LossModel(Scored, Model):
         if self._carry is None:
             self._given = params
         else:
-            self._carry = self._carry._replace(params=self.placement.replicate(split(params)[0]))
+            _check_form("self.params", self.params, params)
+            trained, rest = split(params)
+            if not _are_same(rest, split(self.params)[1]):
+                raise InvalidTypeError(
+                    "self.params was assigned with other leaves than arrays of floats changed; expected only those to "
+                    "change, since the rest is compiled into the step. Put what changes into self.variables."
+                )
+            self._carry = self._carry._replace(params=self.placement.replicate(trained))
 
     @property
     def variables(self) -> Any:
@@ -131,6 +142,7 @@ class LossModel(Scored, Model):
         if self._carry is None:
             self._given_variables = variables
         else:
+            _check_form("self.variables", self._carry.variables, variables)
             self._carry = self._carry._replace(variables=self.placement.replicate(variables))
 
     # -- set-up -------------------------------------------------------------------------------------------------------
@@ -149,6 +161,11 @@ class LossModel(Scored, Model):
             InvalidTypeError: the parameters, the optimizer or the schedule are none.
         """
         optimizer = self.optimizer
+        if isinstance(optimizer, optax.MultiSteps):
+            raise InvalidTypeError(
+                "self.optimizer is optax.MultiSteps after setup(); expected what it wraps. Pass accumulation_steps to "
+                "the Trainer, or assign its gradient_transformation()."
+            )
         if not isinstance(optimizer, optax.GradientTransformation) and not (fast_init and optimizer is None):
             raise InvalidTypeError(
                 f"self.optimizer is {_name(optimizer)} after setup(); expected one of optax, such as optax.adam(1e-3)."
@@ -175,6 +192,7 @@ class LossModel(Scored, Model):
         )
         self._rest = rest if _jax.tree.leaves(rest) else None
         self._given = self._given_variables = None  # the model has its own copies
+        self._compiled = optimizer, self.schedules
         objective = Objective(self.loss, self._rest, self._dtype)
         on_cpu = self.device.platform == "cpu"
         update = Update(objective, transform, self.key("steps"), scheduled, self._clip_norm, self._ema_decay, on_cpu)
@@ -206,8 +224,16 @@ class LossModel(Scored, Model):
 
     def train_step(self, batch: Any, state: TrainingState) -> Any:
         """Train on one batch; the optimizer steps when the accumulation group is complete."""
+        self._check_compiled()
         self._carry, loss = self._one(self._carry, _arrays(batch), as_control(state))
         return loss
+
+    def _check_compiled(self) -> None:
+        if self.optimizer is not self._compiled[0] or self.schedules is not self._compiled[1]:
+            raise InvalidTypeError(
+                "self.optimizer or self.schedules was assigned during training; expected them to stay, since they are "
+                "compiled into the step. Let a schedule change the learning rate."
+            )
 
     def can_train_together(self) -> bool:
         """Return whether several batches can be trained on in one call: unless ``train_step`` is the user's own."""
@@ -215,6 +241,7 @@ class LossModel(Scored, Model):
 
     def train_steps(self, batches: Sequence[Any], states: Sequence[TrainingState]) -> Any:
         """Train on several host batches in one compiled call, or in as many as there are shapes of batches."""
+        self._check_compiled()
         losses: list[jax.Array] = []
         batches = [_arrays(batch) for batch in batches]
         for start, stop in self._runs(batches):
@@ -314,6 +341,18 @@ class LossModel(Scored, Model):
             made["opt_state"] = made.pop("optimizer")
         self._carry = self._trained._replace(**made)
 
+    def changed_attributes(self) -> dict[str, Any]:
+        """Return the attributes that the run has changed, and warn of those that the compiled loss has read."""
+        changed = super().changed_attributes()
+        read = getattr(getattr(type(self).loss, "__code__", None), "co_names", ())
+        for name in sorted(set(changed["own"].get("", {})) & set(read) - self._warned):
+            _log.warning(
+                "self.%s has changed and loss reads it, which was compiled with what it was, and in a resumed run is "
+                "compiled with what it has become; put it into self.variables", name,
+            )  # fmt: skip
+            self._warned.add(name)
+        return changed
+
     def portable_state(self) -> dict[str, Any]:
         """Return weights, average and moments by name, from which a model on another backend can go on."""
         carry = self._trained
@@ -370,6 +409,23 @@ def _array(leaf: Any, name: Callable[[], str]) -> Any:
         return leaf
     # A number of Python's would be of a weak type in one call and not among others in a chunk.
     return to_array(np.asarray(leaf) if isinstance(leaf, (bool, int, float, complex)) else leaf, name, copy=False)
+
+
+def _check_form(what: str, here: Any, there: Any) -> None:
+    """Refuse a pytree of another structure, or with arrays of other shapes or dtypes."""
+    mine, theirs = take_kinds(here), take_kinds(there)
+    for name in [*mine, *theirs]:
+        if mine.get(name) != theirs.get(name):
+            raise InvalidTypeError(
+                f"{what} was assigned another pytree during training: {name!r} is {theirs.get(name, 'not there')} and "
+                f"was {mine.get(name, 'not there')}; expected the same names, shapes and dtypes, for which the step is "
+                "compiled. Assign others in setup()."
+            )
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    pairs = zip(_jax.tree.leaves(one), _jax.tree.leaves(other), strict=True)
+    return all(a is b or (hasattr(a, "dtype") and np.array_equal(a, b)) for a, b in pairs)
 
 
 def _readable(output: Any) -> Any:

@@ -23,6 +23,7 @@ __all__ = ["Placement", "move"]
 _is: Callable[[Any, Any], bool] = isinstance
 _SCALAR = "expected a number, a jax scalar, or a vector with one for each step. Reduce it, as with .mean()."
 _EMPTY = (0,)
+_Tracer: Any = jax.core.Tracer
 _PLAIN = frozenset((dict, tuple, list))
 _jax: Any = jax  # it leaves some of it untyped
 _Spec: Any = jax.sharding.PartitionSpec
@@ -176,6 +177,11 @@ class Placement:
         """
         if isinstance(value, jax.Array):
             shape = value.shape
+            if isinstance(value, _Tracer):
+                raise InvalidTypeError(
+                    "it is inside a compiled step, where there are no values yet; expected one that a step returned. "
+                    "Return it among the loss's outputs, or log it in a hook."
+                )
             if len(shape) > 1 or shape == _EMPTY or not is_real(value.dtype):
                 raise InvalidTypeError(f"it is an array of {value.dtype} and shape {shape}; {_SCALAR}")
             return value.block_until_ready() if self._must_wait else value

@@ -27,7 +27,7 @@ from ._events import (
 from ._plan import Plan
 from ._protocols import Work
 from ._source import Source
-from ._state import BatchSpan, TrainingState
+from ._state import TrainingState
 
 __all__ = ["Loop"]
 
@@ -73,13 +73,14 @@ class Loop:
         """Train to the end of the epoch, or of the run."""
         plan, work, state, clock = self.plan, self.work, self.state, time.perf_counter
         starts, ends, commits = (kind in self.wanted for kind in (BatchStarted, BatchEnded, StepCommitted))
-        prepare, train_step, is_due, asks = work.prepare, work.train_step, self._is_due, work.stop_asked is not None
+        prepare, train_step, asks = work.prepare, work.train_step, work.stop_asked is not None
         due_at, seconds, before = plan.next_due(state), state.average_iter_time, clock()
         chunk: list[tuple[Any, TrainingState]] = []
         begin = state
         # Spans come first: where they end, no further batch is asked for.
         for span, batch in zip(self.source.spans(state.position), self.source.batches(state.position), strict=False):
             state = state.after(span, seconds)
+            is_due = span.is_update and (span.is_last or state.current_iteration >= due_at)
             prepared = prepare(batch, state)
             if self.chunk_size == 1:
                 if starts:
@@ -89,13 +90,13 @@ class Loop:
                     yield BatchEnded(state, span.is_update and plan.due(state).log)
             else:
                 chunk.append((prepared, state))
-                if len(chunk) < self.chunk_size and not is_due(span, state, due_at):
+                if len(chunk) < self.chunk_size and not is_due:  # by counters alone: a resumed run has the same chunks
                     continue
                 yield from self._train_together(chunk)
             self.state = state
             seconds, before = (clock() - before) / (len(chunk) or 1), clock()
             chunk.clear()
-            if is_due(span, state, due_at) or (asks and span.is_update and self._is_asked()):
+            if is_due or (span.is_update and (self._is_wanted() or (asks and self._is_asked()))):
                 yield from self._settle()
                 state, due_at, before = self.state, plan.next_due(self.state), clock()
             if commits:
@@ -105,17 +106,14 @@ class Loop:
         if state.offset != 0 or state is begin:
             yield from self._close_epoch()
 
-    def _is_due(self, span: BatchSpan, state: TrainingState, due_at: float) -> bool:
-        """Return whether something is to be done behind this iteration."""
-        is_asked = self.stop is not None or time.perf_counter() >= self._save_at
-        return span.is_update and (span.is_last or state.current_iteration >= due_at or is_asked)
+    def _is_wanted(self) -> bool:
+        """Return whether a stop was requested, or a save by the clock is due."""
+        return self.stop is not None or time.perf_counter() >= self._save_at
 
     def _train_together(self, chunk: list[tuple[Any, TrainingState]]) -> Iterator[Event]:
         """Train on the batches of a chunk in one call, then say of each that it was."""
         self.work.train_steps(chunk)
-        if not {BatchStarted, BatchEnded} & self.wanted:
-            return
-        for _, state in chunk:
+        for _, state in chunk if self.wanted & {BatchStarted, BatchEnded} else ():
             yield BatchStarted(state)
             yield BatchEnded(state, state.is_update and self.plan.due(state).log)
 

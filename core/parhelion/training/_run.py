@@ -125,11 +125,11 @@ class Run:
         return prepare
 
     def _training_preparation(self) -> Callable[[Any, Any], Any]:
-        """Return the same for training, where batches of a chunk are placed together: later, by the model."""
-        if self._parts.steps_per_execution == 1:
-            return self._preparation("training_batch", Plugin.process_training_batch, evaluates=False)
-        process = next(self._claims("training_batch", Plugin.process_training_batch), None)
-        return process or (lambda batch, _: batch)
+        """Return the same for training, where a chunk is placed as a whole unless a plugin looks at its batches."""
+        flag, default = "training_batch", Plugin.process_training_batch
+        if self._parts.steps_per_execution == 1 or next(self._claims(flag, default), None) is not None:
+            return self._preparation(flag, default)
+        return lambda batch, _: batch
 
     def _claims(self, flag: str, default: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         """Yield the plugins' own versions of a method that only one of them may have, where its flag is set."""

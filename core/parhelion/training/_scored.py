@@ -103,7 +103,8 @@ class Scored(Model):
             return True
         if self.monitor not in self.validated:
             raise InvalidValueError(
-                f"monitor is {self.monitor!r}; expected one of the validation's values: {', '.join(self.validated)}."
+                f"monitor is {self.monitor!r}; expected one of the validation's values: "
+                f"{', '.join(self.validated) or 'there were none, so return or log one in valid_step'}."
             )
         value = self.validated[self.monitor]
         if self._best is None or (value < self._best if self._mode == "min" else value > self._best):

@@ -108,12 +108,12 @@ class Trainer(TrainerFacts):
         init_from: str | Path | None = None,
         allow_changes: Collection[str] = (),
     ) -> Iterator[TrainingState]:
-        """Train as :meth:`fit` does, handing control back after every batch.
+        """Train as :meth:`fit` does, handing control back after every batch, or chunk of batches trained in one call.
 
         Exceptions leave. Abandoning the iteration ends the run where it is, without a last checkpoint.
 
         Yields:
-            The committed state after each batch, with everything that was due at it done.
+            The committed state after each of them, with everything that was due at it done.
         """
         for event in self._train(model, datamodule, resume, init_from, allow_changes, {StepCommitted}):
             if isinstance(event, StepCommitted):
@@ -396,7 +396,7 @@ class Trainer(TrainerFacts):
             "data_seed": sampler.seed if params is None else params.random_seed,
             "sampler": sampler.name,
             "order_version": sampler.order_version,
-            "data_length": source.size,
+            "data_length": sampler.size,
             "accumulation_steps": self._plan.accumulation_steps,
         }
 
