@@ -284,6 +284,8 @@ def test_a_loader_can_be_pickled_and_copied_without_its_workers():
                 assert pids_of(other) != pids_of(loader)
 
 
+# The warning is jax's, where its tests share the process; nothing here uses it.
+@pytest.mark.filterwarnings("ignore:.*os.fork:RuntimeWarning")
 def test_a_process_forked_from_the_parent_has_workers_of_its_own():
     loader, _ = make(Plain(), num_workers=1)
     expected = [flat(batch) for batch in loader]
