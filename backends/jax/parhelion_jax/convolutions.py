@@ -15,6 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 __all__ = ["with_channels_last"]
 
 _jax: Any = jax  # it leaves some of it untyped
+# Without narrowing: what is inside of something that is Any is Any.
+_is: Callable[[Any, Any], bool] = isinstance
 _PRIMITIVE = "conv_general_dilated"
 # Their parameters hold functions beside programs, which would have to be changed as well.
 _OPAQUE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
@@ -31,8 +33,8 @@ def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
         program, shape = _jax.make_jaxpr(function, return_shape=True)(*args)
         if not _has_convolution(program.jaxpr):
             return function(*args)
-        results = _run(program.jaxpr, program.consts, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shape), results)
+        results = _run(program.jaxpr, program.consts, _jax.tree.leaves(args))
+        return _jax.tree.unflatten(_jax.tree.structure(shape), results)
 
     return changed
 
@@ -48,10 +50,10 @@ def _inside(equation: Any) -> list[Any]:
     """Return the closed programs in an equation: bodies of loops, branches, functions compiled by themselves."""
     found: list[Any] = []
     for value in equation.params.values():
-        for each in value if isinstance(value, (tuple, list)) else [value]:
-            if isinstance(each, Jaxpr):
+        for each in value if _is(value, (tuple, list)) else [value]:
+            if _is(each, Jaxpr):
                 found.append(ClosedJaxpr(each, ()))
-            elif isinstance(each, ClosedJaxpr):
+            elif _is(each, ClosedJaxpr):
                 found.append(each)
     return found
 
@@ -78,18 +80,18 @@ def _apply(equation: Any, arguments: list[Any]) -> Sequence[Any]:
     if primitive.name not in _OPAQUE:
         parameters = {name: _changed(value) for name, value in parameters.items()}
     bound = primitive.get_bind_params(parameters)
-    functions, rest = bound if isinstance(bound, tuple) else ((), bound)  # older releases of jax have both
+    functions, rest = bound if _is(bound, tuple) else ((), bound)  # older releases of jax have both
     made = primitive.bind(*functions, *arguments, **rest)
     return made if primitive.multiple_results else [made]
 
 
 def _changed(value: Any) -> Any:
-    if isinstance(value, (tuple, list)) and any(isinstance(each, (Jaxpr, ClosedJaxpr)) for each in value):
+    if _is(value, (tuple, list)) and any(_is(each, (Jaxpr, ClosedJaxpr)) for each in value):
         return type(value)(map(_changed, value))
-    if isinstance(value, Jaxpr):
+    if _is(value, Jaxpr):
         closed = _changed(ClosedJaxpr(value, ())) if not value.constvars else None
         return closed.jaxpr if closed is not None and not closed.consts else value
-    if not isinstance(value, ClosedJaxpr) or not _has_convolution(value.jaxpr):
+    if not _is(value, ClosedJaxpr) or not _has_convolution(value.jaxpr):
         return value
 
     def run(*arguments: Any) -> list[Any]:
@@ -109,8 +111,8 @@ def _convolve(left: Any, right: Any, *, dimension_numbers: Any, **rest: Any) -> 
     spatial = tuple(range(1, count - 1))
     images = (0, count - 1, *spatial)
     numbers = type(dimension_numbers)(images, (count - 1, count - 2, *range(count - 2)), images)
-    rest.pop("lhs_shape", None), rest.pop("rhs_shape", None)
-    out = jax.lax.conv_general_dilated_p.bind(left, right, dimension_numbers=numbers, **rest)
+    kept = {name: value for name, value in rest.items() if name not in ("lhs_shape", "rhs_shape")}
+    out = _jax.lax.conv_general_dilated_p.bind(left, right, dimension_numbers=numbers, **kept)
     back = [0] * count
     for place, axis in enumerate((of_out[0], *of_out[2:], of_out[1])):
         back[axis] = place

@@ -23,9 +23,9 @@ __all__ = ["Placement", "move"]
 _is: Callable[[Any, Any], bool] = isinstance
 _SCALAR = "expected a number, a jax scalar, or a vector with one for each step. Reduce it, as with .mean()."
 _EMPTY = (0,)
-_Tracer: Any = jax.core.Tracer
 _PLAIN = frozenset((dict, tuple, list))
 _jax: Any = jax  # it leaves some of it untyped
+_Tracer: Any = _jax.core.Tracer
 _Spec: Any = jax.sharding.PartitionSpec
 
 
