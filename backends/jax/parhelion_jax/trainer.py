@@ -63,8 +63,9 @@ class Trainer(CoreTrainer):
         mesh: devices of your own choice and order; batches are split over its axis "data", or its only one. In place of
             ``use_cpu`` and ``gpus``.
         steps_per_execution: the most iterations that are trained in one compiled call, between the points where
-            something is due. Samples, keys, rows and weights are the same for any number; a request to stop takes
-            effect at a call's end. For a LossModel.
+            something is due. Samples, keys, rows and weights are the same for any number. Hooks of batches come behind
+            the call, in order, and see the model as it is then; a request to stop takes effect at a call's end. For a
+            LossModel.
 
     Raises:
         InvalidValueError: (a ValueError) an argument cannot work; the message names it.
