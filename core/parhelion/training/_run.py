@@ -128,7 +128,7 @@ class Run:
         """Return the same for training, where a chunk is placed as a whole unless a plugin looks at its batches."""
         flag, default = "training_batch", Plugin.process_training_batch
         if self._parts.steps_per_execution == 1 or next(self._claims(flag, default), None) is not None:
-            return self._preparation(flag, default)
+            return self._preparation(flag, default, evaluates=False)
         return lambda batch, _: batch
 
     def _claims(self, flag: str, default: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
