@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import pickle
 import shutil
@@ -43,14 +44,10 @@ def test_in_two_processes(fact) -> None:
 
 @functools.cache
 def get_root() -> Path:
-    return Path(tempfile.mkdtemp(prefix="parhelion-devices-"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def folder() -> Any:
-    yield
-    if get_root.cache_info().currsize:
-        shutil.rmtree(get_root())
+    """Return a folder for as long as the process lives: tests of other files may come between those of this one."""
+    root = tempfile.mkdtemp(prefix="parhelion-devices-")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return Path(root)
 
 
 @functools.cache
