@@ -348,6 +348,15 @@ class PythonGenerators:
         """Return what :meth:`put_back` needs to bring both streams back."""
         return random.getstate(), _legacy_numpy.set_aside()
 
+    @contextmanager
+    def aside(self) -> Yields[None]:
+        """Return a context after which every generator that :meth:`capture` knows is where it was before."""
+        state = self.capture()
+        try:
+            yield
+        finally:
+            self.restore(state)
+
     def put_back(self, aside: Any) -> None:
         """Bring both streams back, where they were."""
         python, restore = aside

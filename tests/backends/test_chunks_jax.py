@@ -254,6 +254,15 @@ def test_a_plugin_computes_the_same_for_any_k() -> None:
     assert first_difference(run(1), run(5)) is None
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_plugin_that_claims_nothing_is_warned_of_once(k, caplog) -> None:
+    plugin, trainer = Curriculum(), make_trainer(steps_per_execution=k)
+    plugin.unique_overrides.training_batch = False
+    trainer.register_plugin(plugin)
+    assert trainer.fit(Tiny(), Loaded()), trainer.error
+    assert caplog.text.count("has a process_training_batch of its own that is not called") == 1
+
+
 def test_a_model_that_wants_to_stop_is_asked_at_the_end_of_a_call() -> None:
     class Satisfied(Tiny):
         def should_training_stop(self) -> bool:

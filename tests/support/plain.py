@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,6 @@ class Here:
 
 class Streams(PythonGenerators):
     """Python's and NumPy's generators."""
-
-    @contextmanager
-    def aside(self):
-        state = self.capture()
-        try:
-            yield
-        finally:
-            self.restore(state)
 
 
 class Alone:

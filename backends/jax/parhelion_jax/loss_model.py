@@ -32,7 +32,7 @@ _jnp: Any = jnp
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 # What this class saves by itself, or makes anew.
 _OWN = frozenset(
-    {"optimizer", "schedules", "metrics", "_given", "_given_variables", "_rest", "_carry", "_update", "_one", "_many"}
+    {"optimizer", "schedules", "metrics", "_given", "_given_variables", "_rest", "_carry", "_one", "_many"}
     | {"_examine", "_compiled", "_lengths", "_warned", "validated", "weight_map"}
 )
 _MOST_LENGTHS = 4
@@ -240,7 +240,7 @@ class LossModel(Scored, Model):
         return type(self).train_step is LossModel.train_step
 
     def train_steps(self, batches: Sequence[Any], states: Sequence[TrainingState]) -> Any:
-        """Train on several host batches in one compiled call, or in as many as there are shapes of batches."""
+        """Train on several batches in one compiled call, or in as many as there are shapes of batches."""
         self._check_compiled()
         losses: list[jax.Array] = []
         batches = [_arrays(batch) for batch in batches]

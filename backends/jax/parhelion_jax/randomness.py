@@ -6,8 +6,6 @@ jax has none: its keys are values, and the model derives each from the run's see
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 from parhelion.seeds import PythonGenerators
@@ -17,15 +15,6 @@ __all__ = ["FetchGenerators", "Randomness"]
 
 class Randomness(PythonGenerators):
     """The generators that a training step may draw from beside its key: Python's ``random`` and NumPy's legacy one."""
-
-    @contextmanager
-    def aside(self) -> Generator[None]:
-        """Return a context after which both generators are where they were before."""
-        state = self.capture()
-        try:
-            yield
-        finally:
-            self.restore(state)
 
 
 class FetchGenerators(PythonGenerators):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,12 +70,3 @@ class Randomness(TorchGenerators):
         super().restore(state)
         if self._gpu is not None and "cuda" in state:
             torch.cuda.set_rng_state(torch.tensor(state["cuda"]), self._gpu)
-
-    @contextmanager
-    def aside(self) -> Generator[None]:
-        """Return a context after which every generator is where it was before."""
-        state = self.capture()
-        try:
-            yield
-        finally:
-            self.restore(state)

@@ -189,10 +189,10 @@ class Model(ABC):
         """
 
     def train_steps(self, batches: Sequence[Any], states: Sequence[TrainingState]) -> Any:
-        """Train on several host batches in one call, for backends that can (``steps_per_execution``).
+        """Train on several batches in one call, for backends that can (``steps_per_execution``).
 
         Args:
-            batches: as the loader and the plugins made them; not on the device yet.
+            batches: as the loader made them, or placed, where a plugin has processed them.
             states: the state that counts each.
 
         Returns:

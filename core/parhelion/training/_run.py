@@ -88,7 +88,9 @@ class Run:
         self._plugin_attributes = Attributes(lambda: {plugin.plug_id: plugin for plugin in plugins}, model.mark_value)
         self.best: str | None = None
         self._reporting: Reporting | None = None
-        self.prepare: Callable[[Any, Any], Any] = self._training_preparation()
+        self.prepare: Callable[[Any, Any], Any] = self._preparation(
+            "training_batch", Plugin.process_training_batch, trains=True
+        )
         self.stop_asked = self._stop_question()
 
     def begin(self, reporting: Reporting) -> None:
@@ -111,25 +113,20 @@ class Run:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def _preparation(self, flag: str, default: Callable[..., Any], *, evaluates: bool = True) -> Callable[..., Any]:
+    def _preparation(self, flag: str, default: Callable[..., Any], *, trains: bool = False) -> Callable[..., Any]:
         """Return the function that places a batch and lets the one plugin that claims it process it."""
         place = self._parts.placement.place
         process = next(self._claims(flag, default), None)
-        # Rows of ready batches need not divide either; with several processes each brings other ones.
-        is_whole = evaluates and self._parts.world.size == 1
+        if process is None and trains and self._parts.steps_per_execution > 1:
+            return _as_it_is  # nobody looks at it before the model places a chunk as a whole
+        # Rows of ready batches need not divide in evaluation; with several processes each brings other ones.
+        is_whole = not trains and self._parts.world.size == 1
 
         def prepare(batch: Any, at: Any, shared: bool = False) -> Any:
             placed = place(batch, shared=shared or is_whole)
             return placed if process is None else process(placed, at)
 
         return prepare
-
-    def _training_preparation(self) -> Callable[[Any, Any], Any]:
-        """Return the same for training, where a chunk is placed as a whole unless a plugin looks at its batches."""
-        flag, default = "training_batch", Plugin.process_training_batch
-        if self._parts.steps_per_execution == 1 or next(self._claims(flag, default), None) is not None:
-            return self._preparation(flag, default, evaluates=False)
-        return lambda batch, _: batch
 
     def _claims(self, flag: str, default: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         """Yield the plugins' own versions of a method that only one of them may have, where its flag is set."""
@@ -354,3 +351,7 @@ class Run:
         state: TrainingState = tree["state"]
         self._saved = state
         return state
+
+
+def _as_it_is(batch: Any, _: Any) -> Any:
+    return batch
