@@ -194,8 +194,8 @@ def test_a_stop_takes_effect_at_the_end_of_the_call_and_the_run_goes_on_from_the
 class Curriculum(ph.Plugin):
     """Scales each batch by how many batches have been trained on, as far as it knows."""
 
-    def __init__(self) -> None:
-        super().__init__("curriculum")
+    def __init__(self, plug_id: str = "curriculum") -> None:
+        super().__init__(plug_id)
         self.unique_overrides.training_batch = True
         self.count = 0
 
@@ -256,11 +256,12 @@ def test_a_plugin_computes_the_same_for_any_k() -> None:
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_a_plugin_that_claims_nothing_is_warned_of_once(k, caplog) -> None:
-    plugin, trainer = Curriculum(), make_trainer(steps_per_execution=k)
-    plugin.unique_overrides.training_batch = False
-    trainer.register_plugin(plugin)
+    silent, trainer = Curriculum("silent"), make_trainer(steps_per_execution=k)
+    silent.unique_overrides.training_batch = False
+    for plugin in (silent, Curriculum()):
+        trainer.register_plugin(plugin)
     assert trainer.fit(Tiny(), Loaded()), trainer.error
-    assert caplog.text.count("has a process_training_batch of its own that is not called") == 1
+    assert caplog.text.count("plugin 'silent' has a process_training_batch of its own that is not called") == 1
 
 
 def test_a_model_that_wants_to_stop_is_asked_at_the_end_of_a_call() -> None:
