@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Sharding
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
-from parhelion.plugins import PLUGIN_REGISTRY, Plugin, StateView, TrainerView, UniquePluginOverrides
+from parhelion.plugins import PLUGIN_REGISTRY, BatchMover
 
 from .mesh import choose_devices, make_mesh
 from .placement import Placement, move
@@ -17,7 +17,7 @@ __all__ = ["DevicePlugin"]
 
 
 @PLUGIN_REGISTRY.register
-class DevicePlugin(Plugin):
+class DevicePlugin(BatchMover):
     """Moves batches to the devices before the model's steps.
 
     The trainer places nested batches by itself; this plugin is for batches of your own types: derive from it and
@@ -47,31 +47,6 @@ class DevicePlugin(Plugin):
         self._placement: Placement | None = None
         if devices is not None:
             self._placement = Placement(make_mesh(choose_devices(gpus=devices)))
-        self.unique_overrides = UniquePluginOverrides(training_batch=True, validation_batch=True, testing_batch=True)
-
-    def setup(self) -> None:
-        """Nothing has to be made."""
-
-    def configure_trainer(self, trainer: TrainerView) -> None:
-        """Register this plugin in the trainer, under "device"."""
-        trainer.register_plugin(self)
-
-    def process_training_batch(self, batch: Any, state: StateView) -> Any:
-        """Return the training batch on the devices."""
-        return self._moved(batch)
-
-    def process_validation_batch(self, batch: Any, step: int) -> Any:
-        """Return the validation batch on the devices."""
-        return self._moved(batch)
-
-    def process_testing_batch(self, batch: Any, step: int) -> Any:
-        """Return the test batch on the devices."""
-        return self._moved(batch)
-
-    def _moved(self, batch: Any) -> Any:
-        moved = self._move_collection_to_device(batch)
-        # Collections may also be changed in place, as lists and dictionaries can.
-        return batch if moved is None else moved
 
     def _move_collection_to_device(self, batch: Any) -> Any:
         """Return a batch on the devices, or change it in place and return None; override it for types of your own.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from parhelion.plugins import PLUGIN_REGISTRY, Plugin, StateView, TrainerView, UniquePluginOverrides
+from parhelion.plugins import PLUGIN_REGISTRY, BatchMover
 
 from .placement import move
 
@@ -14,7 +14,7 @@ __all__ = ["CUDAPlugin"]
 
 
 @PLUGIN_REGISTRY.register
-class CUDAPlugin(Plugin):
+class CUDAPlugin(BatchMover):
     """Moves batches to the GPU before the model's steps.
 
     The trainer places nested batches by itself; this plugin is for batches of your own types: derive from it and
@@ -33,31 +33,6 @@ class CUDAPlugin(Plugin):
                 "Without the plugin the trainer places batches on whatever device it runs on."
             )
         super().__init__(self.plugin_id)
-        self.unique_overrides = UniquePluginOverrides(training_batch=True, validation_batch=True, testing_batch=True)
-
-    def setup(self) -> None:
-        """Nothing has to be made."""
-
-    def configure_trainer(self, trainer: TrainerView) -> None:
-        """Register this plugin in the trainer, under "cuda"."""
-        trainer.register_plugin(self)
-
-    def process_training_batch(self, batch: Any, state: StateView) -> Any:
-        """Return the training batch on the GPU."""
-        return self._moved(batch)
-
-    def process_validation_batch(self, batch: Any, step: int) -> Any:
-        """Return the validation batch on the GPU."""
-        return self._moved(batch)
-
-    def process_testing_batch(self, batch: Any, step: int) -> Any:
-        """Return the test batch on the GPU."""
-        return self._moved(batch)
-
-    def _moved(self, batch: Any) -> Any:
-        moved = self._move_collection_to_device(batch)
-        # Collections may also be changed in place, as lists and dictionaries can.
-        return batch if moved is None else moved
 
     def _move_collection_to_device(self, batch: Any) -> Any:
         """Return a batch on the GPU, or change it in place and return None; override it for types of your own."""

@@ -1,5 +1,6 @@
 """Plugins: what extends a run without being the model."""
 
+from ._mover import BatchMover as BatchMover
 from ._plugin import PLUGIN_REGISTRY as PLUGIN_REGISTRY
 from ._plugin import Plugin as Plugin
 from ._plugin import UniquePluginOverrides as UniquePluginOverrides
