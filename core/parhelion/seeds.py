@@ -11,15 +11,11 @@ as easy as 1, 2, 3", SC 2011), so setting a key costs a microsecond and two keys
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import hashlib
-import random
 import threading
-from collections.abc import Callable
 from collections.abc import Generator as Yields
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +23,6 @@ import numpy.typing as npt
 from .errors import InvalidTypeError, InvalidValueError, SampleScopeError
 
 __all__ = [
-    "GlobalGenerators",
-    "PythonGenerators",
     "SampleScope",
     "check_seed",
     "derive",
@@ -234,131 +228,3 @@ def sample_scope(
     seed = get_default_seed() if seed is None else check_seed(seed, "seed")
     with SampleScope(sample_base(seed, split, epoch), place) as scope:
         yield scope
-
-
-class GlobalGenerators(Protocol):
-    """The process-wide generators that user code may draw from: seeded, captured and restored together.
-
-    ``capture`` gives what a checkpoint holds; ``set_aside`` and ``put_back`` are for the moment of a fetch,
-    and quick.
-    """
-
-    def seed(self, seed: int) -> None:
-        """Start every generator at the stream of ``seed``."""
-        ...
-
-    def capture(self) -> Any:
-        """Return the state of every generator."""
-        ...
-
-    def restore(self, state: Any) -> None:
-        """Continue every generator from a captured state."""
-        ...
-
-    def set_aside(self) -> Any:
-        """Return what :meth:`put_back` needs to bring the present streams back; seed before drawing again."""
-        ...
-
-    def put_back(self, aside: Any) -> None:
-        """Bring the streams back that were set aside, where they were."""
-        ...
-
-
-class _LegacyNumPy:
-    """NumPy's legacy generator, set aside and put back in two microseconds.
-
-    ``get_state`` and ``set_state`` take 25 each. So the bytes of the Mersenne Twister are copied, at the address
-    that NumPy gives to C extensions (``BitGenerator.ctypes``). Where they are not laid out as expected, or the user has
-    chosen another bit generator, the slow way is taken.
-    """
-
-    def __init__(self) -> None:
-        self._owner: object = None
-        self._memory: memoryview | None = None
-
-    def set_aside(self) -> Callable[[], None]:
-        """Return what brings the stream back."""
-        owner, memory = np.random.mtrand.get_bit_generator(), self._find_memory()
-        if memory is None:
-            state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
-            np.random.mtrand.set_bit_generator(np.random.MT19937(0))
-            return functools.partial(self._restore, owner, state)
-        before = bytes(memory)
-        # Gaussians are made in pairs. If one is waiting, it comes out here and the twister does not move.
-        gauss = np.random.standard_normal()  # noqa: NPY002
-        if bytes(memory) != before:
-            return functools.partial(self._restore_bytes, owner, memory, before)
-        key, position = _read_twister(before)
-        twister = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
-        return functools.partial(self._restore, owner, {**twister, "has_gauss": 1, "gauss": gauss})
-
-    def _restore(self, owner: np.random.BitGenerator, state: Any) -> None:
-        np.random.mtrand.set_bit_generator(owner)
-        np.random.set_state(state)  # noqa: NPY002
-
-    def _restore_bytes(self, owner: np.random.BitGenerator, memory: memoryview, before: bytes) -> None:
-        np.random.mtrand.set_bit_generator(owner)  # forgets a Gaussian that waits
-        memory[:] = before
-
-    def _find_memory(self) -> memoryview | None:
-        owner = np.random.mtrand.get_bit_generator()
-        if owner is not self._owner:
-            self._owner, self._memory = owner, None
-            if type(owner) is np.random.MT19937:
-                words = (ctypes.c_uint32 * 625).from_address(owner.ctypes.state_address)
-                key, position = _read_twister(bytes(words))
-                state: Any = owner.state["state"]
-                if np.array_equal(key, state["key"]) and position == state["pos"]:
-                    self._memory = memoryview(words).cast("B")
-        return self._memory
-
-
-def _read_twister(memory: bytes) -> tuple[npt.NDArray[np.uint32], int]:
-    words = np.frombuffer(memory, np.uint32)
-    return words[:-1], int(words[-1])
-
-
-_legacy_numpy = _LegacyNumPy()
-
-
-class PythonGenerators:
-    """Python's ``random`` and NumPy's legacy generator."""
-
-    def seed(self, seed: int) -> None:
-        """Start both at the stream of ``seed``, a 64-bit integer."""
-        random.seed(seed)
-        if type(np.random.mtrand.get_bit_generator()) is not np.random.MT19937:
-            # Only a Mersenne Twister can be seeded as the legacy generator.
-            np.random.mtrand.set_bit_generator(np.random.MT19937(0))
-        np.random.seed((seed & 0xFFFFFFFF, seed >> 32))  # noqa: NPY002 - user transforms still draw from it
-
-    def capture(self) -> dict[str, Any]:
-        """Return both states as plain values and arrays."""
-        version, words, gauss = random.getstate()
-        legacy = np.random.get_state(legacy=False)  # noqa: NPY002
-        return {"random": [version, np.array(words, np.uint32), gauss], "numpy": legacy}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue both from what :meth:`capture` returned."""
-        version, words, gauss = state["random"]
-        random.setstate((version, tuple(words.tolist()), gauss))
-        np.random.set_state(state["numpy"])  # noqa: NPY002
-
-    def set_aside(self) -> Any:
-        """Return what :meth:`put_back` needs to bring both streams back."""
-        return random.getstate(), _legacy_numpy.set_aside()
-
-    @contextmanager
-    def aside(self) -> Yields[None]:
-        """Return a context after which every generator that :meth:`capture` knows is where it was before."""
-        state = self.capture()
-        try:
-            yield
-        finally:
-            self.restore(state)
-
-    def put_back(self, aside: Any) -> None:
-        """Bring both streams back, where they were."""
-        python, restore = aside
-        random.setstate(python)
-        restore()

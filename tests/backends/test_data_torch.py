@@ -22,7 +22,7 @@ from parhelion_torch import (
     collate,
 )
 from parhelion_torch import create_dataloader as create
-from parhelion_torch.randomness import TorchGenerators
+from parhelion_torch.randomness import Randomness
 
 SIZE = 23
 
@@ -484,7 +484,7 @@ def test_tensors_that_do_not_fit_are_named(column, message):
 
 
 def test_the_torch_streams_are_captured_restored_seeded_and_set_aside_together():
-    generators = TorchGenerators()
+    generators = Randomness(torch.device("cpu"))
 
     def draw():
         return random.random(), np.random.randn(), torch.randn(3).tolist()

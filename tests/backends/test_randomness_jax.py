@@ -1,18 +1,16 @@
 """The host's generators under jax; and a run that goes from one backend to the other."""
 
-import pickle
 import random
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from parhelion.seeds import PythonGenerators
+from parhelion.generators import LoadedGenerators
 
 pytest.importorskip("parhelion_jax")
 
-from parhelion_jax.randomness import FetchGenerators, Randomness
+from parhelion_jax.randomness import Randomness
 
 
 def draw():
@@ -75,10 +73,10 @@ def test_a_state_of_torch_continues_under_jax():
 
 def test_a_fetch_keys_torchs_stream_like_torchs_loader_and_puts_it_back():
     torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("parhelion_torch.randomness").TorchGenerators()
+    theirs = pytest.importorskip("parhelion_torch.randomness").Randomness(torch.device("cpu"))
     before = torch.get_rng_state()
     drawn = []
-    for generators in (FetchGenerators(), theirs):
+    for generators in (LoadedGenerators(), theirs):
         aside = generators.set_aside()
         generators.seed(2**64 - 3)
         drawn.append((draw(), torch.rand(3).tolist()))
@@ -89,7 +87,7 @@ def test_a_fetch_keys_torchs_stream_like_torchs_loader_and_puts_it_back():
 
 def test_without_torch_a_fetch_keys_the_two_others(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    generators = FetchGenerators()
+    generators = LoadedGenerators()
     expected = draw()
     generators.seed(1)
     first = draw()
@@ -98,18 +96,8 @@ def test_without_torch_a_fetch_keys_the_two_others(monkeypatch):
 
 
 def test_torch_that_a_fetch_loads_first_is_no_error(monkeypatch):
-    generators = FetchGenerators()
+    generators = LoadedGenerators()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
         aside = generators.set_aside()
     generators.put_back(aside)
-
-
-def test_a_worker_loads_jax_for_the_generators_only_where_it_has_torch(monkeypatch):
-    def sent():
-        return type(pickle.loads(pickle.dumps(FetchGenerators())))  # noqa: S301 - our own bytes
-
-    monkeypatch.setitem(sys.modules, "torch", object())
-    assert sent() is PythonGenerators
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(default_generator="there"))
-    assert sent() is FetchGenerators

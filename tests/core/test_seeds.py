@@ -1,4 +1,3 @@
-import random
 import threading
 
 import numpy as np
@@ -8,7 +7,6 @@ from hypothesis import strategies as st
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, SampleScopeError
 from parhelion.seeds import (
-    PythonGenerators,
     SampleScope,
     check_seed,
     derive,
@@ -245,79 +243,3 @@ def test_k_counts_from_zero():
 def test_a_scope_s_seed_is_checked():
     with pytest.raises(InvalidValueError, match=r"seed is -3; expected an integer"), sample_scope(seed=-3):
         pass
-
-
-def draw_all():
-    """Draw from every global generator, in ways that leave a Gaussian waiting."""
-    return [random.random(), random.gauss(0, 1), *np.random.random(3), np.random.standard_normal()]
-
-
-@pytest.fixture
-def generators():
-    ours = PythonGenerators()
-    before = ours.capture()
-    yield ours
-    ours.restore(before)
-
-
-def test_a_seed_sets_python_s_and_numpy_s_global_generators(generators):
-    generators.seed(2**63 + 5)
-    first = draw_all()
-    generators.seed(2**63 + 5)
-    assert draw_all() == first
-    for other in (5, 2**63, 2**63 + 6):
-        generators.seed(other)
-        assert not set(draw_all()) & set(first)
-
-
-@pytest.mark.parametrize("waiting", [0, 1])
-def test_captured_generators_go_on_where_they_were(generators, waiting):
-    generators.seed(1)
-    for _ in range(waiting):
-        random.gauss(0, 1)
-        np.random.standard_normal()
-    state = generators.capture()
-    expected = [draw_all() for _ in range(200)]
-    random.gauss(0, 1)
-    generators.restore(state)
-    assert [draw_all() for _ in range(200)] == expected
-
-
-@pytest.mark.parametrize("waiting", [0, 1])
-def test_a_seed_forgets_a_gaussian_that_waits(generators, waiting):
-    generators.seed(1)
-    for _ in range(waiting):
-        random.gauss(0, 1)
-        np.random.standard_normal()
-    generators.seed(2)
-    found = [random.gauss(0, 1), np.random.standard_normal()]
-    assert found == [random.Random(2).gauss(0, 1), np.random.RandomState((2, 0)).standard_normal()]
-
-
-@pytest.mark.parametrize("waiting_here", [0, 1])
-@pytest.mark.parametrize("waiting_there", [0, 1])
-def test_generators_set_aside_come_back_where_they_were(generators, waiting_here, waiting_there):
-    generators.seed(1)
-    for _ in range(waiting_here):
-        random.gauss(0, 1)
-        np.random.standard_normal()
-    state = generators.capture()
-    expected = draw_all()
-    generators.restore(state)
-    aside = generators.set_aside()
-    generators.seed(2)
-    for _ in range(waiting_there):
-        random.gauss(0, 1)
-        np.random.standard_normal()
-    generators.put_back(aside)
-    assert draw_all() == expected
-
-
-def test_a_captured_state_is_plain_values_and_arrays(generators):
-    def leaves(tree):
-        if isinstance(tree, dict):
-            tree = list(tree.values())
-        return [leaf for each in tree for leaf in leaves(each)] if isinstance(tree, (list, tuple)) else [tree]
-
-    found = {type(leaf) for leaf in leaves(generators.capture())}
-    assert found <= {int, float, str, np.ndarray, type(None)}

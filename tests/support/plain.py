@@ -8,7 +8,7 @@ import numpy as np
 
 import parhelion as ph
 from parhelion.data import create_loader
-from parhelion.seeds import PythonGenerators
+from parhelion.generators import PythonGenerators
 from parhelion.training import BackendParts, Model, Trainer, TrainerOptions
 
 

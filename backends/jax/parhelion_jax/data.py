@@ -18,7 +18,6 @@ from parhelion.data import (
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.sampling import ResumableSamplerType
 
-from .randomness import FetchGenerators
 from .samplers import SAMPLER_REGISTRY, get_group
 
 __all__ = ["collate", "create_dataloader", "loader_for"]
@@ -110,7 +109,6 @@ def loader_for(
         world=world,
         parts=num_shards,
         whole_tail=True,
-        generators=FetchGenerators(),
         registry=SAMPLER_REGISTRY,
     )
     loader.dataset = dataset

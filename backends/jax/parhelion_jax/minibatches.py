@@ -18,11 +18,11 @@ from parhelion.data import (
     collate,
 )
 from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.generators import LoadedGenerators
 from parhelion.sampling import Position, ResumableSampler
 from parhelion.seeds import check_seed
 
 from .order import EpochOrder, check_count, count_minibatches
-from .randomness import FetchGenerators
 from .rows import Table, count_samples
 
 __all__ = ["DataLoader", "InMemoryDataLoader", "WorkersState", "cycled_minibatches"]
@@ -151,7 +151,7 @@ class DataLoader(DataLoaderProtocol[PyTreeType], Generic[PyTreeType]):
             seed=0,
             collate_fn=self.collate_fn,
             global_rng=self.global_rng,
-            generators=FetchGenerators(),
+            generators=LoadedGenerators(),
             num_workers=self.num_workers,
         )
         return WorkersState(loader)

@@ -26,10 +26,10 @@ from parhelion.data import (
     get_collate_fn,
 )
 from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.generators import LoadedGenerators
 from parhelion.sampling import FetchRequest, ResumableSamplerType
 from parhelion.seeds import derive
 
-from .randomness import TorchGenerators
 from .samplers import SAMPLER_REGISTRY, get_group
 from .stacking import collate, to_tensors
 
@@ -139,7 +139,7 @@ def loader_for(
         seed=params.random_seed,
         collate_fn=to_tensors if collate_fn is None and returns_batches else collate_fn,
         default_collate=collate,
-        generators=TorchGenerators(),
+        generators=LoadedGenerators(),
         global_rng=global_rng,
         batched=batched,
         returns_batches=returns_batches,

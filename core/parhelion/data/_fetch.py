@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, RecordError
+from parhelion.generators import GlobalGenerators
 from parhelion.sampling import FetchRequest
-from parhelion.seeds import GlobalGenerators, SampleScope, derive, sample_base
+from parhelion.seeds import SampleScope, derive, sample_base
 
 from ._params import DatasetSplit
 from ._protocols import CollateFn

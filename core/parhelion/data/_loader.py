@@ -6,9 +6,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from parhelion.generators import GlobalGenerators, LoadedGenerators
 from parhelion.registry import Registry
 from parhelion.sampling import SAMPLER_REGISTRY, ResumableSampler, ResumableSamplerType
-from parhelion.seeds import GlobalGenerators, PythonGenerators, check_seed, get_default_seed
+from parhelion.seeds import check_seed, get_default_seed
 
 from ._choice import check_params, choose_sampler, count_batches, get_collate_fn
 from ._collate import collate
@@ -41,7 +42,7 @@ class Loader:
         seed: the data seed; the default seed if None.
         collate_fn: makes a batch of a list of records; :func:`collate` if None.
         global_rng: how the process-wide generators are keyed: "batch" (the default), "sample" or "off".
-        generators: the process-wide generators; Python's and NumPy's if None.
+        generators: the process-wide generators; Python's, NumPy's and, where loaded, torch's if None.
         num_workers: worker processes; with 0 the batches are made in this one.
         prefetch_factor: batches that each worker makes ahead, per iteration.
         persistent_workers: whether the workers outlive an iteration.
@@ -78,7 +79,7 @@ class Loader:
             collate_fn=collate_fn,
             default_collate=collate,
             global_rng=global_rng,
-            generators=PythonGenerators() if generators is None else generators,
+            generators=LoadedGenerators() if generators is None else generators,
         )
         self._options = WorkerOptions(num_workers, prefetch_factor, persistent_workers, timeout, worker_init_fn)
         self._pool: Pool | None = None
@@ -166,7 +167,7 @@ def create_loader(
         whole_tail: whether ranks compute as one, so that the incomplete last batch of an evaluation goes whole
             to each of them; otherwise they share it.
         registry: where the samplers are looked up by name.
-        generators: the process-wide generators; Python's and NumPy's if None.
+        generators: the process-wide generators; Python's, NumPy's and, where loaded, torch's if None.
 
     Raises:
         InvalidTypeError: something has a type that cannot work.
