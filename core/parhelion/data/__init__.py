@@ -7,12 +7,15 @@ from ._choice import get_collate_fn as get_collate_fn
 from ._collate import StackLeaves as StackLeaves
 from ._collate import collate as collate
 from ._collate import stack_arrays as stack_arrays
+from ._companions import register_leaves as register_leaves
 from ._datamodule import DataModule as DataModule
 from ._datamodule import LoaderCreator as LoaderCreator
 from ._fetch import Fetch as Fetch
 from ._fetch import Records as Records
+from ._loader import Collation as Collation
 from ._loader import Loader as Loader
 from ._loader import create_loader as create_loader
+from ._memory import empty as empty
 from ._params import COLLATE_FN_REGISTRY as COLLATE_FN_REGISTRY
 from ._params import DATASET_REGISTRY as DATASET_REGISTRY
 from ._params import DataLoaderParams as DataLoaderParams
@@ -26,3 +29,4 @@ from ._protocols import CollateFn as CollateFn
 from ._protocols import DataLoaderProtocol as DataLoaderProtocol
 from ._protocols import MapDatasetProtocol as MapDatasetProtocol
 from ._protocols import SizedIterable as SizedIterable
+from ._stats import LoaderStats as LoaderStats

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from parhelion.errors import CollateError
 
+from ._companions import get_stacker, load_companions
+from ._memory import empty as make_empty
 from ._misfit import Misfit, blame, describe, describe_kind
 
 __all__ = ["StackLeaves", "collate", "stack_arrays"]
@@ -53,18 +55,19 @@ def collate(records: Sequence[Any], *, stack: StackLeaves | None = None) -> Any:
     """
     if not records:
         raise CollateError("records cannot be collated: there are none; expected at least one record in a batch.")
+    load_companions()
     try:
         return _stack_tree(list(records), stack or stack_arrays)
     except Misfit as misfit:
         raise CollateError(misfit.message(getattr(records, "indices", None))) from misfit.__cause__
 
 
-def stack_arrays(values: list[Any], *, empty: Callable[..., npt.NDArray[Any]] = np.empty) -> npt.NDArray[Any]:
+def stack_arrays(values: list[Any]) -> Any:
     """Return one array of shape (len(values), ...) with the values' dtype.
 
     Args:
-        values: numbers, arrays, or what has ``__array__``.
-        empty: makes the array for values that have a shape, from its shape and dtype.
+        values: numbers, arrays, or what has ``__array__``; in a worker process also a framework's own arrays, which
+            may become such a one.
 
     Raises:
         ValueError: shapes differ.
@@ -74,15 +77,17 @@ def stack_arrays(values: list[Any], *, empty: Callable[..., npt.NDArray[Any]] = 
     kind = _get_type(values[0])
     if _count_type(values, kind) == len(values):
         if kind is np.ndarray:
-            return _stack(values, empty)
+            return _stack(values)
         if kind in _NUMBERS:
             return np.array(values, _NUMBERS[kind])
         if issubclass(kind, np.generic) and values[0].dtype.kind in "biufc":
             return np.array(values, values[0].dtype)
-    return _stack([_as_array(value) for value in values], empty)
+        if (stack := get_stacker(kind)) is not None:
+            return stack(values)
+    return _stack([_as_array(value) for value in values])
 
 
-def _stack(arrays: list[npt.NDArray[Any]], empty: Callable[..., npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _stack(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     shape, dtype = arrays[0].shape, arrays[0].dtype
     if dtype.kind in "OSU":
         raise TypeError(f"an array of dtype {dtype} has no place in a batch; use numbers, or a list of strings")
@@ -92,7 +97,7 @@ def _stack(arrays: list[npt.NDArray[Any]], empty: Callable[..., npt.NDArray[Any]
         if list(map(_get_dtype, arrays)).count(dtype) != len(arrays):
             raise TypeError("the dtypes differ")
         return np.array(arrays, dtype)
-    out = empty((len(arrays), *shape), dtype)
+    out = make_empty((len(arrays), *shape), dtype)
     # A third of np.stack's time; casting="no" is the check that the dtypes agree.
     np.concatenate(arrays, out=out.reshape(len(arrays) * shape[0], *shape[1:]), casting="no")
     return out

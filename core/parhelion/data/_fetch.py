@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, RecordError
 from parhelion.generators import GlobalGenerators
@@ -13,8 +14,9 @@ from parhelion.seeds import SampleScope, derive, sample_base
 from ._params import DatasetSplit
 from ._protocols import CollateFn
 
-__all__ = ["Fetch", "Records", "get_global_rng", "has_getitems"]
+__all__ = ["Fetch", "Fetched", "Records", "get_global_rng", "has_getitems"]
 
+_clock = time.perf_counter
 _MODES = ("batch", "sample", "off")
 _MANY = 8
 
@@ -32,6 +34,20 @@ class Records(list[Any]):
     def __init__(self, records: Iterable[Any], indices: Sequence[int]) -> None:
         super().__init__(records)
         self.indices = indices
+
+
+class Fetched(NamedTuple):
+    """A batch, and what it took.
+
+    Attributes:
+        batch: the batch.
+        records: seconds until the dataset had given its records.
+        collation: seconds until they were a batch.
+    """
+
+    batch: Any
+    records: float
+    collation: float
 
 
 class Fetch:
@@ -94,9 +110,14 @@ class Fetch:
             )
         self._split, self._seed, self._generators = split, seed, generators
         self._keys: tuple[int, int, int] = (-1, 0, 0)
+        self.board: Any = [0]
 
     def __call__(self, request: FetchRequest, *, in_worker: bool = False) -> Any:
-        """Return the batch for ``request``.
+        """Return the batch for ``request``; otherwise as :meth:`timed`."""
+        return self.timed(request, in_worker=in_worker).batch
+
+    def timed(self, request: FetchRequest, *, in_worker: bool = False) -> Fetched:
+        """Return the batch for ``request``, and how long that took.
 
         Args:
             request: the epoch, the place of the first sample in its order, and the sample indices.
@@ -127,20 +148,24 @@ class Fetch:
             self._keys = epoch, base, collate_base
         return base, collate_base
 
-    def _make_batch(self, request: FetchRequest, base: int, collate_base: int) -> Any:
+    def _make_batch(self, request: FetchRequest, base: int, collate_base: int) -> Fetched:
+        began = _clock()
         with SampleScope(base, request.place, batched=self.batched) as scope:
-            fetched = self._fetch_together(request) if self.batched else self._fetch_each(request, scope)
+            records = self._fetch_together(request) if self.batched else self._fetch_each(request, scope)
+        given = _clock()
         if self.collate_fn is None:
-            return fetched
+            return Fetched(records, given - began, 0.0)
         with SampleScope(collate_base, request.place, batched=True):
-            return self.collate_fn(fetched)
+            batch = self.collate_fn(records)
+        return Fetched(batch, given - began, _clock() - given)
 
     def _fetch_each(self, request: FetchRequest, scope: SampleScope) -> Records:
-        dataset, indices = self.dataset, request.indices.tolist()
+        dataset, board, indices = self.dataset, self.board, request.indices.tolist()
         records = Records((), indices)
         reseed = self.global_rng == "sample"
         for place, index in enumerate(indices, request.place):
             scope.place = place
+            board[0] = index
             if reseed:
                 self._generators.seed(_derive_global(scope.base, place))
             try:
@@ -150,6 +175,7 @@ class Fetch:
                     f"record with sample index {index} of {_name(dataset)} failed ({_write(error)}). "
                     "The error that it raised is chained to this one."
                 ) from error
+        board[0] = -1
         return records
 
     def _fetch_together(self, request: FetchRequest) -> Any:

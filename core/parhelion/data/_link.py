@@ -2,7 +2,7 @@
 
 This is all that knows of the transport. The parent's end never blocks; where it must wait, its caller says how.
 The worker's end blocks for requests only: what the socket does not take of a result at once, a thread sends
-while the next batch is made.
+while the next batch is made. The arrays of a batch do not go through the socket, but through the slots of a ring.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
@@ -21,17 +22,23 @@ import numpy as np
 
 from parhelion.sampling import FetchRequest
 
-__all__ = ["BATCH", "FAILED", "READY", "SKIPPED", "UNUSABLE", "Asked", "ParentEnd", "Result", "WorkerEnd"]
+from ._ring import Placed, Reader, Writer
 
-READY, BATCH, FAILED, SKIPPED, UNUSABLE = range(5)
+__all__ = ["BATCH", "FAILED", "NOTE", "READY", "SKIPPED", "UNUSABLE", "Asked", "ParentEnd", "Result", "WorkerEnd"]
+
+READY, BATCH, FAILED, SKIPPED, UNUSABLE, NOTE = range(6)
 """Kinds of results: ready for work; a batch; an error instead of one; no batch, as it was canceled in time; an error
-for which this process cannot work at all."""
+for which this process cannot work at all; something to tell the user."""
 
 _REQUEST: Final = struct.Struct("<5q")  # iteration, number, epoch, place, count of indices
-_RESULT: Final = struct.Struct("<4q")  # iteration, number, kind, count of parts
-_CANCEL: Final = -1
+# Iteration, number, kind, parts here, slot, its size if it is new, parts there; times.
+_RESULT: Final = struct.Struct("<7q3d")
+_CANCEL, _RETURN = -1, -2  # in place of a count
+_NO_SLOT: Final = -1
 _STAGING: Final = 1 << 16
 _MANY: Final = 512  # buffers in one call; the system allows 1024
+_CLOEXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_RIGHTS: Final = socket.CMSG_SPACE(array("i").itemsize)
 
 
 class Asked(NamedTuple):
@@ -56,12 +63,14 @@ class Result(NamedTuple):
         number: its place in that iteration, from 0.
         kind: what it is, one of the constants above.
         parts: its bytes.
+        times: seconds spent on records, on collation, and on what sending takes.
     """
 
     iteration: int
     number: int
     kind: int
     parts: list[Any]
+    times: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class ParentEnd:
@@ -76,6 +85,8 @@ class ParentEnd:
         sock.setblocking(False)
         self.socket, self._wait = sock, wait
         self.unsent = b""
+        self._ring = Reader()
+        self._descriptors: deque[int] = deque()
         self._staging = memoryview(bytearray(_STAGING))
         self._start = self._end = 0
 
@@ -83,7 +94,10 @@ class ParentEnd:
         """Send a request, now or with a later :meth:`flush`."""
         indices = np.ascontiguousarray(asked.request.indices, np.int64).tobytes()
         epoch, place = asked.request.epoch, asked.request.place
-        self._send(_REQUEST.pack(asked.iteration, asked.number, epoch, place, len(indices) // 8) + indices)
+        returned, message = self._ring.returned, b""
+        while returned:
+            message += _REQUEST.pack(0, returned.popleft(), 0, 0, _RETURN)
+        self._send(message + _REQUEST.pack(asked.iteration, asked.number, epoch, place, len(indices) // 8) + indices)
 
     def cancel(self, iteration: int) -> None:
         """Let the worker leave out what it has not begun of an iteration."""
@@ -108,11 +122,16 @@ class ParentEnd:
 
         Raises:
             EOFError: the worker has closed its end.
-            OSError: it did so with requests unread.
+            OSError: it did so with requests unread, or its memory cannot be mapped.
         """
-        iteration, number, kind, count = _RESULT.unpack(self._read(_RESULT.size))
-        sizes = struct.unpack(f"<{count}q", self._read(8 * count))
-        return Result(iteration, number, kind, [self._read_part(size) for size in sizes])
+        iteration, number, kind, here, slot, size, there, *times = _RESULT.unpack(self._read(_RESULT.size))
+        lengths = struct.unpack(f"<{here + 2 * there}q", self._read(8 * (here + 2 * there)))
+        if size:
+            self._ring.add(slot, size, self._descriptors.popleft())
+        parts = [self._read_part(length) for length in lengths[:here]]
+        if slot != _NO_SLOT:
+            parts += self._ring.read(slot, [*zip(lengths[here::2], lengths[here + 1 :: 2], strict=True)])
+        return Result(iteration, number, kind, parts, tuple(times))
 
     def _read(self, size: int) -> bytes:
         if size > _STAGING:
@@ -141,27 +160,37 @@ class ParentEnd:
     def _receive(self, space: memoryview) -> int:
         while True:
             try:
-                count = self.socket.recv_into(space)
+                count, rights, _, _ = self.socket.recvmsg_into([space], _RIGHTS, _CLOEXEC)
             except BlockingIOError:
                 self._wait()
                 continue
+            for _, _, data in rights:
+                self._descriptors.extend(array("i", data))
             if not count:
                 raise EOFError
             return count
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket; batches that the user has stay as they are."""
         self.socket.close()
+        self._ring.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
 
 
 class WorkerEnd:
-    """The worker's end of the socket."""
+    """The worker's end of the socket.
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    Args:
+        sock: the socket.
+        ring: is told which slots come back.
+    """
+
+    def __init__(self, sock: socket.socket, ring: Writer) -> None:
+        self._socket, self._ring = sock, ring
         self._unread = bytearray()
         self._asked: deque[Asked] = deque()
-        self._queue: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[Any], Placed | None]] = queue.SimpleQueue()
         # Each is written by one thread only; if they agree, nobody is sending.
         self._num_queued = self._num_sent = 0
 
@@ -180,12 +209,28 @@ class WorkerEnd:
         except OSError:
             return False
         self._unread += data
-        while (message := self._parse()) is not None:
-            if message.number == _CANCEL:
-                self._skip(message.iteration)
-            else:
-                self._asked.append(message)
+        while self._parse():
+            pass
         return bool(data)
+
+    def _parse(self) -> bool:
+        """Act on one message; return whether there was a whole one."""
+        size = _REQUEST.size
+        if len(self._unread) < size:
+            return False
+        iteration, number, epoch, place, count = _REQUEST.unpack_from(self._unread)
+        end = size + 8 * max(0, count)
+        if len(self._unread) < end:
+            return False
+        if count == _CANCEL:
+            self._skip(iteration)
+        elif count == _RETURN:
+            self._ring.give_back(number)
+        else:
+            indices = np.frombuffer(bytes(self._unread[size:end]), np.int64)
+            self._asked.append(Asked(iteration, number, FetchRequest(epoch, place, indices)))
+        del self._unread[:end]
+        return True
 
     def _skip(self, iteration: int) -> None:
         for asked in self._asked:
@@ -193,35 +238,27 @@ class WorkerEnd:
                 self.send(Result(iteration, asked.number, SKIPPED, []))
         self._asked = deque(asked for asked in self._asked if asked.iteration != iteration)
 
-    def _parse(self) -> Asked | None:
-        size = _REQUEST.size
-        if len(self._unread) < size:
-            return None
-        iteration, number, epoch, place, count = _REQUEST.unpack_from(self._unread)
-        if count == _CANCEL:
-            number, count = _CANCEL, 0
-        if len(self._unread) < size + 8 * count:
-            return None
-        indices = np.frombuffer(bytes(self._unread[size : size + 8 * count]), np.int64)
-        del self._unread[: size + 8 * count]
-        return Asked(iteration, number, FetchRequest(epoch, place, indices))
-
-    def send(self, result: Result, *, is_fresh: bool = False) -> None:
+    def send(self, result: Result, placed: Placed | None = None, *, is_fresh: bool = False) -> None:
         """Send a result, as far as possible now and the rest soon.
 
         Args:
             result: what to send.
+            placed: where further parts of it are.
             is_fresh: whether nothing will change the bytes of its parts.
         """
         views = [memoryview(part) for part in result.parts]
-        sizes = [view.nbytes for view in views]
-        head = _RESULT.pack(*result[:3], len(views)) + struct.pack(f"<{len(sizes)}q", *sizes)
-        left: list[Any] = [memoryview(head), *views]
+        slot, size, places = _NO_SLOT, 0, []
+        if placed is not None:
+            slot, places = placed.slot, placed.places
+            size = placed.size if placed.descriptor >= 0 else 0
+        head = _RESULT.pack(*result[:3], len(views), slot, size, len(places), *result.times)
+        lengths = [view.nbytes for view in views] + [number for place in places for number in place]
+        left: list[Any] = [memoryview(head + struct.pack(f"<{len(lengths)}q", *lengths)), *views]
         if self._num_queued == self._num_sent:
-            left = _send(self._socket, left, socket.MSG_DONTWAIT)
+            left, placed = self._send(left, placed, socket.MSG_DONTWAIT)
         if left:
             # A dataset may use its memory again for the next batch.
-            self._queue.put(left if is_fresh else [bytes(part) for part in left])
+            self._queue.put((left if is_fresh else [bytes(part) for part in left], placed))
             self._num_queued += 1
             if self._num_queued == 1:
                 threading.Thread(target=self._send_queued, daemon=True).start()
@@ -234,22 +271,29 @@ class WorkerEnd:
 
     def _send_queued(self) -> None:
         while True:
-            _send(self._socket, self._queue.get(), 0)
+            self._send(*self._queue.get(), 0)
             self._num_sent += 1
 
+    def _send(self, parts: Iterable[Any], placed: Placed | None, flags: int) -> tuple[list[memoryview], Placed | None]:
+        """Return what the socket did not take, and the slot whose descriptor it did not; end if nobody will read it."""
+        left = deque(part for part in parts if len(part))
+        try:
+            while left:
+                rights = [] if placed is None or placed.descriptor < 0 else [_right(placed.descriptor)]
+                sent = self._socket.sendmsg([*left][:_MANY], rights, flags | socket.MSG_NOSIGNAL)
+                if placed is not None and rights:
+                    self._ring.forget_descriptor(placed.slot)
+                placed = None
+                while left and sent >= len(left[0]):
+                    sent -= len(left.popleft())
+                if sent:
+                    left[0] = left[0][sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            os._exit(1)  # The parent is gone.
+        return [*left], placed
 
-def _send(sock: socket.socket, parts: Iterable[Any], flags: int) -> list[memoryview]:
-    """Return what the socket did not take; end this process if nobody will ever read it."""
-    left = deque(part for part in parts if len(part))
-    try:
-        while left:
-            sent = sock.sendmsg([*left][:_MANY], (), flags | socket.MSG_NOSIGNAL)
-            while left and sent >= len(left[0]):
-                sent -= len(left.popleft())
-            if sent:
-                left[0] = left[0][sent:]
-    except BlockingIOError:
-        pass
-    except OSError:
-        os._exit(1)  # The parent is gone.
-    return [*left]
+
+def _right(descriptor: int) -> tuple[int, int, array[int]]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor])

@@ -1,14 +1,19 @@
-"""The loader of this package's own: batches of NumPy arrays, made where the loop runs or in worker processes."""
+"""The loader of this package's own: batches of NumPy arrays, made where the loop runs, in threads or in processes."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
 import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import attrs
 
 from parhelion.generators import GlobalGenerators, LoadedGenerators
 from parhelion.registry import Registry
-from parhelion.sampling import SAMPLER_REGISTRY, ResumableSampler, ResumableSamplerType
+from parhelion.sampling import SAMPLER_REGISTRY, FetchRequest, ResumableSampler, ResumableSamplerType
 from parhelion.seeds import check_seed, get_default_seed
 
 from ._choice import check_params, choose_sampler, count_batches, get_collate_fn
@@ -16,12 +21,34 @@ from ._collate import collate
 from ._fetch import Fetch
 from ._params import DataLoaderParams, DatasetSplit, check_known
 from ._protocols import CollateFn
+from ._stats import LoaderStats, Tally
 from ._worker_options import OPTION_NAMES, WorkerOptions
 
 if TYPE_CHECKING:
+    from ._threads import ThreadPool
     from ._workers import Pool
 
-__all__ = ["Loader", "create_loader"]
+__all__ = ["Collation", "Loader", "create_loader"]
+
+_log = logging.getLogger("parhelion")
+_Pool = TypeVar("_Pool")
+
+
+@attrs.frozen
+class Collation:
+    """How records become batches unless the user says.
+
+    Attributes:
+        here: makes a batch of records in this process.
+        there: makes one in a worker process, where no framework is loaded for it; pickled by its name.
+        finish: what this process makes of a finished batch, such as one that came from a worker; None for nothing.
+        companions: modules that worker processes import along with a framework, by the framework's name.
+    """
+
+    here: CollateFn = collate
+    there: CollateFn = collate
+    finish: Callable[[Any], Any] | None = None
+    companions: Mapping[str, str] = attrs.field(factory=dict[str, str])
 
 
 class Loader:
@@ -30,10 +57,14 @@ class Loader:
     Each iteration reads the position when it begins, and none moves it, so several may run at once and one
     may be left early. ``len`` counts the batches of a whole epoch.
 
-    Batches are the same with any number of workers. Each of these is a process of its own that starts with the
-    first iteration and has a copy of the dataset as it is then; the arrays in that copy share their memory until
-    they are written to. The workers end with :meth:`close`, at the end of a ``with`` block, with the loader, or
-    with this process, however it ends.
+    Batches are the same with any number of workers of either type. Worker processes start with the first iteration,
+    each with a copy of the dataset as it is then; the arrays in that copy share their memory until they are written to,
+    and those of batches lie in memory that is shared with this process. A batch may be kept as long as you like. The
+    workers end with :meth:`close`, at the end of a ``with`` block, with the loader, or with this process, however it
+    ends.
+
+    Threads share the dataset, which must allow that, and this process's generators. So they work ahead only with
+    ``global_rng="off"``; otherwise batches are made when they are asked for.
 
     Args:
         dataset: has ``__getitem__`` or ``__getitems__``.
@@ -42,12 +73,14 @@ class Loader:
         seed: the data seed; the default seed if None.
         collate_fn: makes a batch of a list of records; :func:`collate` if None.
         global_rng: how the process-wide generators are keyed: "batch" (the default), "sample" or "off".
-        generators: the process-wide generators; Python's, NumPy's and, where loaded, torch's if None.
-        num_workers: worker processes; with 0 the batches are made in this one.
+        generators: the process-wide generators; Python's, NumPy's and, where it is loaded, torch's if None.
+        num_workers: processes or threads that make batches ahead; with 0 they are made when asked for.
+        worker_type: "process" or "thread".
         prefetch_factor: batches that each worker makes ahead, per iteration.
         persistent_workers: whether the workers outlive an iteration.
         timeout: seconds to wait for a worker's batch; 0 waits as long as it takes.
         worker_init_fn: called in each worker with its number, from 0, before its first batch.
+        collation: how records become batches without a ``collate_fn``; a backend's own.
 
     Raises:
         InvalidTypeError: the dataset cannot be indexed, or an argument has a type that cannot work.
@@ -65,30 +98,43 @@ class Loader:
         global_rng: str | None = None,
         generators: GlobalGenerators | None = None,
         num_workers: int = 0,
+        worker_type: str = "process",
         prefetch_factor: int = 2,
         persistent_workers: bool = True,
         timeout: float = 0.0,
         worker_init_fn: Callable[[int], Any] | None = None,
+        collation: Collation | None = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
+        self._split = split
+        self._collation = Collation() if collation is None else collation
         self._fetch = Fetch(
             dataset,
             split=split,
             seed=get_default_seed() if seed is None else check_seed(seed, "seed"),
             collate_fn=collate_fn,
-            default_collate=collate,
+            default_collate=self._collation.here,
             global_rng=global_rng,
             generators=LoadedGenerators() if generators is None else generators,
         )
-        self._options = WorkerOptions(num_workers, prefetch_factor, persistent_workers, timeout, worker_init_fn)
-        self._pool: Pool | None = None
-        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()  # also those of iterations that have their own
+        self._is_default = self._fetch.collate_fn is self._collation.here or self._fetch.collate_fn is None
+        self._options = WorkerOptions(
+            num_workers, prefetch_factor, persistent_workers, timeout, worker_init_fn, worker_type
+        )
+        self._tally = Tally(num_workers, worker_type)
+        self._pool: Pool | ThreadPool | None = None
+        self._pools: weakref.WeakSet[Pool | ThreadPool] = weakref.WeakSet()  # also those of a single iteration
 
     @property
     def num_workers(self) -> int:
-        """Worker processes; 0 if batches are made in this one."""
+        """Processes or threads that make batches ahead; 0 if they are made when asked for."""
         return self._options.num_workers
+
+    @property
+    def options(self) -> WorkerOptions:
+        """How the workers are used."""
+        return self._options
 
     @property
     def batch_size(self) -> int:
@@ -100,24 +146,71 @@ class Loader:
         """What makes a batch of a list of records; None where the dataset returns batches."""
         return self._fetch.collate_fn
 
+    @property
+    def is_thread_bound(self) -> bool:
+        """Whether batches are made in the thread that uses them: records may draw from this process's generators."""
+        if self._options.num_workers and self._options.worker_type == "process":
+            return False
+        return self._fetch.global_rng != "off"
+
     def __len__(self) -> int:
         return count_batches(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
         # With Tail.MASK the last batch of a high rank may have no record.
         requests = (request for request in self.sampler.requests() if len(request.indices))
+        tally = self._tally = Tally(self._options.num_workers, self._options.worker_type)
+        batches = self._begin(requests, tally)
+        finish = self._collation.finish if self._is_default else None
+        if finish is not None and (self._options.num_workers or self._fetch.collate_fn is None):
+            batches = map(finish, batches)
+        return tally.watch(batches, self._tell)
+
+    def _begin(self, requests: Iterator[FetchRequest], tally: Tally) -> Iterator[Any]:
         if not self._options.num_workers:
-            return (self._fetch(request) for request in requests)
+            return _make_here(self._fetch, requests, tally)
+        if self._options.worker_type == "thread":
+            if self.is_thread_bound:
+                _tell_bound()
+                return _make_here(self._fetch, requests, tally)
+            return self._begin_threads(requests, tally)
         # Its imports cost 6 ms, and only those who use workers need them.
         from ._workers import Batches, Pool  # noqa: PLC0415
 
-        pool = self._pool
+        pool = self._get_pool(lambda: Pool(self._fetch_there(), self._options, self._collation.companions))
+        return Batches(pool, requests, is_last=not self._options.persistent_workers, tally=tally)
+
+    def _begin_threads(self, requests: Iterator[FetchRequest], tally: Tally) -> Iterator[Any]:
+        from ._threads import ThreadBatches, ThreadPool  # noqa: PLC0415 - as above
+
+        pool = self._get_pool(lambda: ThreadPool(self._options))
+        is_last = not self._options.persistent_workers
+        return ThreadBatches(pool, self._fetch, requests, is_last=is_last, tally=tally)
+
+    def _get_pool(self, create: Callable[[], _Pool]) -> _Pool:
+        pool: Any = self._pool
         if pool is None or not pool.is_usable():
-            pool = Pool(self._fetch, self._options)
+            pool = create()
             self._pools.add(pool)
         if self._options.persistent_workers:
             self._pool = pool
-        return Batches(pool, requests, is_last=not self._options.persistent_workers)
+        return pool
+
+    def _fetch_there(self) -> Fetch:
+        """Return what worker processes fetch with."""
+        if self._fetch.collate_fn is not self._collation.here:
+            return self._fetch
+        fetch = copy.copy(self._fetch)
+        fetch.collate_fn = self._collation.there
+        return fetch
+
+    def stats(self) -> LoaderStats:
+        """Return where the time of the iteration that began last has gone, so far or in all."""
+        return self._tally.stats()
+
+    def _tell(self, stats: LoaderStats) -> None:
+        level = logging.INFO if self._split is DatasetSplit.TRAIN else logging.DEBUG
+        _log.log(level, "%s of %s: %s", self._split.name.lower(), type(self.dataset).__name__, stats)
 
     def close(self) -> None:
         """End the workers, if there are any; an iteration that is not over fails, another starts new ones."""
@@ -132,12 +225,30 @@ class Loader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Processes cannot be copied.
+        # Processes and threads cannot be copied.
         return {name: value for name, value in self.__dict__.items() if name not in {"_pool", "_pools"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pool, self._pools = None, weakref.WeakSet()
+
+
+def _make_here(fetch: Fetch, requests: Iterator[FetchRequest], tally: Tally) -> Iterator[Any]:
+    add = tally.add
+    for request in requests:
+        batch, records, collation = fetch.timed(request)
+        add(records, collation)
+        yield batch
+        del batch  # it lives as long as its user wants it
+
+
+@functools.cache
+def _tell_bound() -> None:
+    # Cached, so that it is said once.
+    _log.warning(
+        "threads of a loader make nothing ahead while its dataset may draw from random, np.random or torch's "
+        "generator, which belong to the whole process; with global_rng='off' they do: sample_rng() is a sample's own"
+    )
 
 
 def create_loader(
@@ -151,11 +262,13 @@ def create_loader(
     whole_tail: bool = False,
     registry: Registry[Callable[..., ResumableSamplerType]] = SAMPLER_REGISTRY,
     generators: GlobalGenerators | None = None,
+    collation: Collation | None = None,
 ) -> tuple[Loader, ResumableSamplerType]:
     """Return a loader, and its sampler, for a data set and what its params ask for.
 
     ``pin_memory`` does nothing here. ``debug_mode`` loads without workers. The options are ``global_rng``, and
-    ``prefetch_factor``, ``persistent_workers``, ``timeout`` and ``worker_init_fn`` as for :class:`Loader`.
+    ``prefetch_factor``, ``persistent_workers``, ``timeout``, ``worker_init_fn`` and ``worker_type`` as for
+    :class:`Loader`.
 
     Args:
         dataset: has a length, and ``__getitem__`` or ``__getitems__``.
@@ -167,7 +280,8 @@ def create_loader(
         whole_tail: whether ranks compute as one, so that the incomplete last batch of an evaluation goes whole
             to each of them; otherwise they share it.
         registry: where the samplers are looked up by name.
-        generators: the process-wide generators; Python's, NumPy's and, where loaded, torch's if None.
+        generators: the process-wide generators; Python's, NumPy's and, where it is loaded, torch's if None.
+        collation: how records become batches unless the params say; to NumPy arrays if None.
 
     Raises:
         InvalidTypeError: something has a type that cannot work.
@@ -185,6 +299,7 @@ def create_loader(
         seed=params.random_seed,
         collate_fn=get_collate_fn(params.collate_fn),
         generators=generators,
+        collation=collation,
         num_workers=0 if params.debug_mode else params.num_workers,
         **params.options,
     )

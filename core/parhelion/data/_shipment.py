@@ -8,6 +8,7 @@ copies with other globals.)
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib
 import io
@@ -17,20 +18,23 @@ import os
 import pickle
 import struct
 import sys
-import tempfile
 import traceback
 import types
 import weakref
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Final, cast
 
 from parhelion.errors import WorkerError
 
+from ._companions import get_reducers, load_companions
+from ._ring import make_file
+
 __all__ = ["describe_unpicklable", "read_error", "read_file", "read_value", "write_error", "write_file", "write_value"]
 
 _HEADER: Final = struct.Struct("<q")
 _ALIGNMENT: Final = 64
-_INLINE: Final = 2048  # bytes; below this a buffer costs more beside the pickle than in it
+_INLINE: Final = 1024  # bytes; below this a buffer costs more beside the pickle than in it
 _DEEPEST: Final = 8
 
 _numbers = itertools.count()
@@ -44,10 +48,18 @@ def write_value(value: Any) -> list[Any]:
     Raises:
         Exception: whatever pickling raises.
     """
+    load_companions()
     try:
-        return _pickle(value, functools.partial(pickle.Pickler, protocol=5))
+        return _pickle(value, _create_pickler)
     except (pickle.PicklingError, AttributeError, TypeError):
         return _pickle(value, functools.partial(_get_pickler(), is_reply=True))
+
+
+def _create_pickler(file: Any, buffer_callback: Any) -> pickle.Pickler:
+    pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
+    if reducers := get_reducers():
+        pickler.dispatch_table = ChainMap(dict(reducers), copyreg.dispatch_table)
+    return pickler
 
 
 def read_value(parts: list[Any]) -> Any:
@@ -77,10 +89,7 @@ def write_file(value: Any) -> BinaryIO:
         Exception: whatever pickling raises.
     """
     parts = _pickle(value, functools.partial(_get_pickler(), is_reply=False))
-    if hasattr(os, "memfd_create"):
-        file = cast("BinaryIO", os.fdopen(os.memfd_create("parhelion"), "w+b"))
-    else:
-        file = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
+    file = os.fdopen(make_file(0), "w+b")
     for part in [struct.pack(f"<{len(parts) + 1}q", len(parts), *(part.nbytes for part in parts)), *parts]:
         file.write(part)
         file.write(bytes(-file.tell() % _ALIGNMENT))
@@ -113,6 +122,8 @@ def _get_pickler() -> Any:
             self._is_reply = is_reply
 
         def reducer_override(self, obj: Any) -> Any:
+            if (reduce := get_reducers().get(type(obj))) is not None:
+                return reduce(obj)
             is_class = isinstance(obj, type)
             if is_class or isinstance(obj, types.FunctionType):
                 _send_by_value_if_lost(getattr(obj, "__module__", None))

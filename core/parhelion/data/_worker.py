@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import select
 import signal
 import subprocess
@@ -10,11 +12,13 @@ from typing import Any, Final
 
 from parhelion.errors import WorkerError
 
-from ._link import READY, UNUSABLE, Asked, ParentEnd, Result
+from ._link import NOTE, READY, UNUSABLE, Asked, ParentEnd, Result
+from ._ring import make_file, map_file
 from ._worker_process import start_process, write_indices
 
 __all__ = ["Worker"]
 
+_log = logging.getLogger("parhelion")
 _GLANCE: Final = 0.5  # seconds between looks at a process that says nothing
 _START: Final = 60.0  # seconds beyond the timeout that a worker may take to start
 _END: Final = 5.0  # seconds that a killed process may take to end; one that waits for a dead disk never does
@@ -33,7 +37,13 @@ class Worker:
     """
 
     def __init__(self, number: int, task: Any, timeout: float) -> None:
-        self.process, sock = start_process(number, task)
+        board = make_file(8)
+        try:
+            self._board = memoryview(map_file(board, 8)).cast("q")
+            self._board[0] = -1
+            self.process, sock = start_process(number, task, board)
+        finally:
+            os.close(board)
         self.link = ParentEnd(sock, self._wait)
         self._number, self._timeout = number, timeout
         self._asked: dict[tuple[int, int], Asked] = {}  # the first is the one that it is making
@@ -60,7 +70,9 @@ class Worker:
         self._deadline = None
         try:
             result = self.link.receive()
-            while result.kind == READY:
+            while result.kind in (READY, NOTE):
+                if result.kind == NOTE:
+                    _log.warning(bytes(result.parts[0]).decode())
                 self._is_ready, self._deadline = True, None
                 result = self.link.receive()
         except (EOFError, OSError) as error:
@@ -107,15 +119,21 @@ class Worker:
         if not self._is_ready:
             return "was starting"
         asked = next(iter(self._asked.values()))
-        return f"made the batch at place {asked.request.place} of epoch {asked.request.epoch} ({write_indices(asked)})"
+        index = self._board[0]
+        where = f", at sample index {index}" if index in asked.request.indices else ""
+        return (
+            f"made the batch at place {asked.request.place} of epoch {asked.request.epoch} "
+            f"({write_indices(asked)}){where}"
+        )
 
     def kill(self) -> None:
         """End the process; nothing in it is worth waiting for."""
         self.process.kill()
 
     def close(self) -> None:
-        """Let go of the killed process and the socket."""
+        """Let go of the killed process, the socket, and the memory."""
         self.link.close()
+        self._board = memoryview(bytes(8)).cast("q")
         try:
             self.process.wait(_END)
         except subprocess.TimeoutExpired:

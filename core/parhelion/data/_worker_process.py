@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import attrs
@@ -24,14 +25,19 @@ import attrs
 from parhelion.errors import WorkerError
 
 from ._collate import collate
-from ._fetch import Fetch
-from ._link import BATCH, FAILED, READY, UNUSABLE, Asked, Result, WorkerEnd
+from ._companions import expect_companions
+from ._fetch import Fetch, Fetched
+from ._link import BATCH, FAILED, NOTE, READY, UNUSABLE, Asked, Result, WorkerEnd
+from ._memory import make_batches_in
+from ._ring import Placed, Writer, map_file
 from ._shipment import describe_unpicklable, read_file, write_error, write_file, write_value
+from ._worker_info import tell_torch
+from ._worker_options import WorkerOptions
 
 __all__ = ["Task", "main", "start_process", "write_indices", "write_task"]
 
 _MANY = 8
-_BOOT = "import sys; sys.path[:] = {path!r}; from parhelion.data._worker_process import main; main({link}, {task})"
+_BOOT = "import sys; sys.path[:] = {path!r}; from parhelion.data._worker_process import main; main{arguments}"
 
 
 @attrs.frozen
@@ -40,12 +46,14 @@ class Task:
 
     Attributes:
         fetch: makes batches of requests.
-        worker_init_fn: called with the worker's number before the first batch.
+        options: how the workers are used.
+        companions: modules that go with frameworks, by the framework's name.
         arguments: the command line that user code will find.
     """
 
-    fetch: Fetch
-    worker_init_fn: Callable[[int], Any] | None
+    fetch: Any
+    options: WorkerOptions
+    companions: Mapping[str, str]
     arguments: list[str]
 
 
@@ -67,9 +75,9 @@ def write_task(task: Task) -> BinaryIO:
 
 def _find_unsendable(task: Task) -> tuple[str, Any]:
     parts = {
-        "dataset": task.fetch.dataset,
-        "collate_fn": task.fetch.collate_fn,
-        "worker_init_fn": task.worker_init_fn,
+        "dataset": getattr(task.fetch, "dataset", None),
+        "collate_fn": getattr(task.fetch, "collate_fn", None),
+        "worker_init_fn": task.options.worker_init_fn,
     }
     for name, value in parts.items():
         try:
@@ -79,22 +87,23 @@ def _find_unsendable(task: Task) -> tuple[str, Any]:
     return "loader", task.fetch
 
 
-def start_process(number: int, task: BinaryIO) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def start_process(number: int, task: BinaryIO, board: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Return a worker process that has just been started, and this end of the socket to it.
 
     Args:
         number: from 0; its name in messages.
         task: what :func:`write_task` returned.
+        board: descriptor of a file of 8 bytes, where the worker notes the sample index that it is at.
 
     Raises:
         OSError: the system refuses.
     """
     here, there = socket.socketpair()
     path = [entry for entry in sys.path if isinstance(entry, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
-    ends = there.fileno(), task.fileno()
+    ends = there.fileno(), task.fileno(), board
     try:
         process = subprocess.Popen(  # noqa: S603 - this very interpreter
-            [sys.executable, *_get_flags(), "-c", _BOOT.format(path=path, link=f"{number}, {ends[0]}", task=ends[1])],
+            [sys.executable, *_get_flags(), "-c", _BOOT.format(path=path, arguments=(number, *ends))],
             stdin=subprocess.DEVNULL,
             pass_fds=ends,
             # Ctrl-C is for the parent alone.
@@ -114,13 +123,14 @@ def _get_flags() -> list[str]:
     return flags
 
 
-def main(number: int, link: int, task: int) -> None:
+def main(number: int, link: int, task: int, board: int) -> None:
     """Be a worker until the parent is gone.
 
     Args:
         number: this worker's, from 0.
         link: file descriptor of the socket.
         task: file descriptor of the task.
+        board: file descriptor of the place to note sample indices.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 2 is closed
@@ -128,14 +138,30 @@ def main(number: int, link: int, task: int) -> None:
     sock = socket.socket(fileno=link)
     sock.set_inheritable(False)
     threading.Thread(target=_end_with_parent, args=(sock,), daemon=True).start()
-    end = WorkerEnd(sock)
-    fetch = _prepare(number, end, task)
+    board_memory = map_file(board, 8)
+    os.close(board)
+    ring = Writer()
+    end = WorkerEnd(sock, ring)
+    fetch, ring.num_ahead = _prepare(number, end, task)
+    if isinstance(fetch, Fetch):
+        fetch.board = memoryview(board_memory).cast("q")
+    make_batches_in(ring.empty)
     end.send(Result(0, 0, READY, []))
-    is_fresh = fetch.collate_fn is collate
+    is_fresh = getattr(fetch, "collate_fn", None) is collate
     for asked in end.requests():
-        end.send(_answer(fetch, asked, number), is_fresh=is_fresh)
+        result, placed = _answer(fetch, asked, number, ring)
+        end.send(result, placed, is_fresh=is_fresh)
+        if ring.problem is not None:
+            end.send(Result(0, 0, NOTE, [_describe(ring.take_problem())]))
         _flush()
     os._exit(0)
+
+
+def _describe(problem: OSError) -> bytes:
+    return (
+        f"a loader's worker gets no more memory to share with this process ({problem}); its batches come by a slower "
+        "road. Give the machine or the container more shared memory, or load fewer or smaller batches ahead."
+    ).encode()
 
 
 def _end_with_parent(sock: socket.socket) -> None:
@@ -145,33 +171,47 @@ def _end_with_parent(sock: socket.socket) -> None:
     os._exit(1)
 
 
-def _prepare(number: int, end: WorkerEnd, descriptor: int) -> Fetch:
-    """Return what to fetch with; where that cannot be had, tell the parent why and end."""
+def _prepare(number: int, end: WorkerEnd, descriptor: int) -> tuple[Any, int]:
+    """Return what to fetch with, and how far ahead; where that cannot be had, tell the parent why and end."""
     problem = "the dataset, or what is sent along with it, cannot be rebuilt"
     way_out = "expected modules that it can import as this process does"
     try:
         task: Task = read_file(descriptor)
         os.close(descriptor)
         sys.argv[:] = task.arguments
-        if task.worker_init_fn is not None:
+        expect_companions(task.companions)
+        tell_torch(number, task.options.num_workers, task.fetch)
+        if task.options.worker_init_fn is not None:
             problem, way_out = "worker_init_fn failed", "expected it to return"
-            task.worker_init_fn(number)
+            task.options.worker_init_fn(number)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
         what = f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         message = f"{problem} in worker process {number} ({what}); {way_out}. Load with num_workers=0.\n\n{trace}"
         end.send_all(Result(0, 0, UNUSABLE, [message.encode(errors="replace")]))
         os._exit(1)
-    return task.fetch
+    return task.fetch, task.options.prefetch_factor
 
 
-def _answer(fetch: Fetch, asked: Asked, number: int) -> Result:
+def _fetch(fetch: Any, asked: Asked) -> Fetched:
+    if isinstance(fetch, Fetch):
+        return fetch.timed(asked.request, in_worker=True)
+    began = time.perf_counter()
+    batch = fetch(asked.request, in_worker=True)
+    return Fetched(batch, time.perf_counter() - began, 0.0)
+
+
+def _answer(fetch: Any, asked: Asked, number: int, ring: Writer) -> tuple[Result, Placed | None]:
+    """Return what to send for a request, and where the large arrays in it are."""
+    ring.begin()
     try:
-        batch = fetch(asked.request, in_worker=True)
+        fetched = _fetch(fetch, asked)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-        return Result(asked.iteration, asked.number, FAILED, write_error(error, number))
+        return Result(asked.iteration, asked.number, FAILED, write_error(error, number)), None
+    began = time.perf_counter()
+    batch = fetched.batch
     try:
-        return Result(asked.iteration, asked.number, BATCH, write_value(batch))
+        parts = write_value(batch)
     except Exception as error:  # noqa: BLE001 - user code may raise anything here
         failure = WorkerError(
             f"batch with {write_indices(asked)} cannot be sent from worker process {number}: "
@@ -179,7 +219,10 @@ def _answer(fetch: Fetch, asked: Asked, number: int) -> Result:
             "function return arrays, or load with num_workers=0."
         )
         failure.__cause__ = error
-        return Result(asked.iteration, asked.number, FAILED, write_error(failure, number))
+        return Result(asked.iteration, asked.number, FAILED, write_error(failure, number)), None
+    placed = ring.put(parts[1:]) if len(parts) > 1 else None
+    times = fetched.records, fetched.collation, time.perf_counter() - began
+    return Result(asked.iteration, asked.number, BATCH, parts if placed is None else parts[:1], times), placed
 
 
 def write_indices(asked: Asked) -> str:

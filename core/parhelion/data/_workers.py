@@ -8,17 +8,18 @@ import itertools
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from parhelion.errors import WorkerError
 from parhelion.sampling import FetchRequest
 
-from ._fetch import Fetch
 from ._link import FAILED, Asked, Result
 from ._shipment import read_error, read_value
+from ._stats import Tally
 from ._worker import Worker
 from ._worker_options import WorkerOptions
 from ._worker_process import Task, write_task
@@ -32,14 +33,15 @@ class Pool:
     They end with :meth:`close`, when nothing refers to the pool any more, and with the interpreter.
 
     Args:
-        fetch: makes the batches; each worker has a copy.
+        fetch: makes the batches, as :class:`Fetch` does or by a call; each worker has a copy.
         options: how many workers, and how they are used.
+        companions: modules that workers import along with a framework, by the framework's name.
 
     Raises:
         WorkerError: a worker cannot be started, or the fetch not be sent.
     """
 
-    def __init__(self, fetch: Fetch, options: WorkerOptions) -> None:
+    def __init__(self, fetch: Any, options: WorkerOptions, companions: Mapping[str, str] | None = None) -> None:
         self.options = options
         self.lock = threading.RLock()
         self.is_closed = False
@@ -49,7 +51,7 @@ class Pool:
         self._iterations = itertools.count(1)
         self._results: dict[int, dict[int, Result]] = {}
         self._canceled: deque[int] = deque()
-        self._start(Task(fetch, options.worker_init_fn, sys.argv))
+        self._start(Task(fetch, options, companions or {}, sys.argv))
         _get_pools().add(self)
 
     def _start(self, task: Task) -> None:
@@ -125,10 +127,14 @@ class Batches(Iterator[Any]):
         pool: makes them.
         requests: what to fetch, one for each batch.
         is_last: whether the pool is closed with this iteration.
+        tally: counts what is done; None for nobody.
     """
 
-    def __init__(self, pool: Pool, requests: Iterator[FetchRequest], *, is_last: bool) -> None:
+    def __init__(
+        self, pool: Pool, requests: Iterator[FetchRequest], *, is_last: bool, tally: Tally | None = None
+    ) -> None:
         self._pool, self._is_last = pool, is_last
+        self._tally = Tally(0, "process") if tally is None else tally
         self._requests = enumerate(requests)
         self._given = self._asked = 0
         self._is_over = False
@@ -178,14 +184,18 @@ class Batches(Iterator[Any]):
         return result
 
     def _read(self, result: Result) -> Any:
+        began = time.perf_counter()
         try:
-            return read_value(result.parts)
+            value = read_value(result.parts)
         except Exception as error:
             self.close()
             raise WorkerError(
                 f"a batch that came from a worker process cannot be rebuilt here ({type(error).__name__}: {error}); "
                 "expected one whose classes this process can import. Load with num_workers=0."
             ) from error
+        records, collation, sending = result.times
+        self._tally.add(records, collation, sending + time.perf_counter() - began)
+        return value
 
     def close(self) -> None:
         """Give no more batches."""

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from parhelion.data import COLLATE_FN_REGISTRY, collate, stack_arrays
 from parhelion.data._fetch import Records
+from parhelion.data._memory import make_batches_in
 from parhelion.errors import CollateError
 
 Pair = collections.namedtuple("Pair", ["left", "right"])  # noqa: PYI024 - the untyped kind is what is tested
@@ -186,14 +187,18 @@ def test_a_backend_may_stack_the_leaves_itself():
     }
 
 
-def test_stack_arrays_fills_the_array_it_is_given():
+def test_stack_arrays_fills_memory_where_this_process_makes_its_batches():
     made = []
 
-    def empty(shape, dtype):
+    def allocate(shape, dtype):
         made.append(np.empty(shape, dtype))
         return made[0]
 
-    assert stack_arrays([np.ones(2), np.zeros(2)], empty=empty) is made[0]
+    make_batches_in(allocate)
+    try:
+        assert stack_arrays([np.ones(2), np.zeros(2)]) is made[0]
+    finally:
+        make_batches_in(np.empty)
     assert made[0].tolist() == [[1, 1], [0, 0]]
 
 

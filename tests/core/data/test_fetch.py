@@ -7,8 +7,8 @@ import pytest
 
 from parhelion.data import DatasetSplit, Fetch, Records, collate
 from parhelion.errors import InvalidTypeError, InvalidValueError, RecordError, SampleScopeError
-from parhelion.sampling import FetchRequest
 from parhelion.generators import PythonGenerators
+from parhelion.sampling import FetchRequest
 from parhelion.seeds import sample_rng, sample_scope
 
 TRAIN, VALID, TEST = DatasetSplit

@@ -264,12 +264,13 @@ def test_no_file_descriptor_is_left_open():
     gc.collect()
     before = count_descriptors()
     with make(num_workers=2)[0] as loader:
-        list(loader)
+        for _ in range(5):
+            list(loader)  # keeps all batches, so that there are as many slots as there ever will be
         during = count_descriptors()
-        for _ in range(3):
+        for _ in range(30):
             next(iter(loader))
             list(loader)
-        assert count_descriptors() == during == before + 2
+        assert count_descriptors() <= during
     assert count_descriptors() == before
 
 
@@ -399,7 +400,7 @@ def test_create_loader_takes_workers_and_their_options_from_the_params():
     params = DataLoaderParams(7, 4, num_workers=2, options={"global_rng": "sample", **options})
     loader, _ = create_loader(Noisy(), DatasetSplit.VALID, params)
     assert loader.num_workers == 2
-    assert attrs.asdict(loader._options) == {"num_workers": 2, **options}
+    assert attrs.asdict(loader._options) == {"num_workers": 2, "worker_type": "process", **options}
     alone, _ = create_loader(Noisy(), DatasetSplit.VALID, attrs.evolve(params, debug_mode=True))
     assert alone.num_workers == 0
     assert [flat(batch) for batch in loader] == [flat(batch) for batch in alone]

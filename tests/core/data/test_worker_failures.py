@@ -16,7 +16,7 @@ from support.worker_datasets import At, Plain, count_descriptors, is_alive, make
 
 pytestmark = pytest.mark.processes
 
-PLACE = r"at place 4 of epoch 0 \(sample indices 4, 5, 6, 7\)"
+PLACE = r"at place 4 of epoch 0 \(sample indices 4, 5, 6, 7\), at sample index 6"
 
 
 def load(act=None, dataset=None, **options):
