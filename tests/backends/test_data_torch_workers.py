@@ -228,9 +228,9 @@ def test_the_workers_own_seeds_depend_on_the_position_only():
         sampler.seek(position)
         return next(iter(loader)).tolist()
 
-    pair = make(Seeds(), num_workers=1, global_rng="off")
+    pair = make(Seeds(), num_workers=1, global_rng="off", worker_type="torch")
     first = seeds(*pair, Position(0, 4))
     assert seeds(*pair, Position(0, 4)) == first
     torch.rand(3)
-    assert seeds(*make(Seeds(), num_workers=1, global_rng="off"), Position(0, 4)) == first
+    assert seeds(*make(Seeds(), num_workers=1, global_rng="off", worker_type="torch"), Position(0, 4)) == first
     assert seeds(*pair, Position(1, 4)) != first

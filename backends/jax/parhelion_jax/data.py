@@ -101,8 +101,8 @@ def loader_for(
     world, rank = get_group()
     if params.is_distributed is None:
         params = attrs.evolve(params, is_distributed=world > 1)
-    loader, sampler = create_loader(
-        _look_through(dataset),
+    return create_loader(
+        dataset,
         split,
         params,
         rank=rank,
@@ -111,8 +111,6 @@ def loader_for(
         whole_tail=True,
         registry=SAMPLER_REGISTRY,
     )
-    loader.dataset = dataset
-    return loader, sampler
 
 
 def _check_stream(dataset: Any) -> None:
@@ -145,32 +143,3 @@ def _check_shards(batch_size: Any, num_shards: int) -> None:
 def _is_of_torch(value: Any, name: str) -> bool:
     """Return whether the value's type is torch's class of that name, or derived from it; torch is not imported."""
     return any(base.__name__ == name and base.__module__.startswith("torch.") for base in _get_type(value).__mro__)
-
-
-def _look_through(dataset: Any) -> Any:
-    """Return what is asked for records as torch's loader would ask the dataset."""
-    inner = dataset
-    while _is_of_torch(inner, "Subset"):
-        inner = inner.dataset
-    if inner is dataset:
-        return dataset
-    batched = callable(getattr(inner, "__getitems__", None))
-    return Subset(dataset, batched=batched, returns_batches=batched and getattr(inner, "returns_batches", False))
-
-
-class Subset:
-    """A ``torch.utils.data.Subset`` that says the truth about what it is a subset of.
-
-    torch's has ``__getitems__`` whether or not that has it.
-    """
-
-    def __init__(self, dataset: Any, *, batched: bool, returns_batches: bool) -> None:
-        self.dataset = dataset
-        self.returns_batches = returns_batches
-        self.__getitems__ = dataset.__getitems__ if batched else None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
@@ -12,10 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from parhelion.data import Loader, SizedIterable
+from parhelion.data import SizedIterable, take_ahead
 from parhelion.errors import InvalidTypeError, InvalidValueError
 
-from .ahead import Ahead
 from .mesh import Device, choose_mesh
 from .narrowing import to_array
 from .placement import Placement, move
@@ -155,8 +156,6 @@ def _map(inputs: Any, begin: Callable[[Iterable[Any]], Iterator[Any]]) -> _Mappe
 
 
 def _is_thread_bound(inputs: Any) -> bool:
-    if isinstance(inputs, Loader):
-        return not inputs.num_workers
     return bool(getattr(inputs, "is_thread_bound", False))
 
 
@@ -164,7 +163,8 @@ def _prefetch(inputs: Iterable[Any], put: Callable[[Any], Any] | None, size: int
     if size > 1 and _is_thread_bound(inputs):
         _tell_bound()
     elif size > 1:
-        return _take_ahead(inputs, put, size)
+        # The thread has the dtypes of its user.
+        return take_ahead(iter(inputs), put, size, partial(_enable_x64, _jax.config.jax_enable_x64))
     return iter(inputs) if put is None else map(put, inputs)
 
 
@@ -177,16 +177,10 @@ def _tell_bound() -> None:
     )
 
 
-def _take_ahead(inputs: Iterable[Any], put: Callable[[Any], Any] | None, size: int) -> Iterator[Any]:
-    ahead = Ahead(iter(inputs), put, size)
-    ahead.start()
-    try:
-        while ahead.wait():
-            # In no variable: a batch lives as long as its user wants it.
-            yield ahead.pop()
-            ahead.go_on()
-    finally:
-        ahead.stop()
+def _enable_x64(enabled: bool) -> contextlib.AbstractContextManager[Any]:
+    # Where it was before jax 0.8.
+    home: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    return home.enable_x64(enabled)  # type: ignore[no-any-return]
 
 
 def _choose_put(device: Any) -> Callable[[Any], Any] | None:

@@ -1,53 +1,59 @@
-"""Samplers and loaders as torch's users expect them, over the core's samplers and its fetch."""
+"""Samplers and loaders as torch's users expect them, over the core's samplers and its engine."""
 
 from __future__ import annotations
 
 import inspect
-import multiprocessing
-import pickle
-import sys
-import traceback
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Self
 
 import attrs
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
+import torch.utils.data
+from torch.utils.data import IterableDataset
 
 from parhelion.data import (
     CollateFn,
+    Collation,
     DataLoaderParams,
     DatasetSplit,
     Fetch,
+    Loader,
+    LoaderStats,
     check_known,
     check_params,
     choose_sampler,
     count_batches,
     get_collate_fn,
+    take_ahead,
 )
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.generators import LoadedGenerators
-from parhelion.sampling import FetchRequest, ResumableSamplerType
-from parhelion.seeds import derive
+from parhelion.sampling import ResumableSamplerType
 
+from .placement import pin
 from .samplers import SAMPLER_REGISTRY, get_group
 from .stacking import collate, to_tensors
+from .torch_workers import TorchEngine
 
-__all__ = ["collate", "create_dataloader", "loader_for"]
+__all__ = ["DataLoader", "collate", "create_dataloader", "loader_for"]
 
-# What concerns workers only, and what this function decides itself.
+# What concerns workers only, and what is decided here.
 _WORKER_OPTIONS: Final = (
     "multiprocessing_context",
     "persistent_workers",
     "prefetch_factor",
     "timeout",
     "worker_init_fn",
+    "worker_type",
 )
 _DECIDED: Final = {
     "batch_sampler": "Pass sampler=, which says what is in each batch.",
     "generator": "Pass random_seed=, which keys all that is random.",
     "in_order": "Batches come in order, so that a run can be resumed between any two.",
 }
+_COLLATION: Final = Collation(finish=to_tensors, companions={"torch": "parhelion_torch.stacking"})
+_PINNED_AHEAD: Final = 3  # batches: in use, ready, and being copied
+_get_type: Callable[[Any], Any] = type
 
 
 def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
@@ -114,198 +120,216 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     return loader_for(dataset, split, params)
 
 
-def loader_for(
-    dataset: Any, split: DatasetSplit, params: DataLoaderParams
-) -> tuple[DataLoader[Any], ResumableSamplerType]:
+def loader_for(dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> tuple[DataLoader, ResumableSamplerType]:
     """Return what :func:`create_dataloader` does, for a data set and its params; it raises the same."""
-    check_params(params)
-    options = _check_options(params)
-    global_rng = options.pop("global_rng", None)
-    if issubclass(type(dataset), IterableDataset):
-        raise InvalidTypeError(
-            f"dataset is a {type(dataset).__name__}, which is an IterableDataset; expected a map dataset, "
-            "with __getitem__ and __len__, since a stream cannot be entered at a position. Give it these, or "
-            "return another loader and a resumable sampler from the data module."
-        )
-    world, rank = get_group()
-    if params.is_distributed is None:
-        params = DataLoaderParams.from_dict(params.to_dict() | {"is_distributed": world > 1})
-    sampler = choose_sampler(dataset, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
-    collate_fn = get_collate_fn(params.collate_fn)
-    batched, returns_batches = _inspect(dataset)
-    fetch = Fetch(
-        dataset,
-        split=split,
-        seed=params.random_seed,
-        collate_fn=to_tensors if collate_fn is None and returns_batches else collate_fn,
-        default_collate=collate,
-        generators=LoadedGenerators(),
-        global_rng=global_rng,
-        batched=batched,
-        returns_batches=returns_batches,
-    )
-    return _PositionedLoader(fetch, sampler, params, options), sampler
+    loader = DataLoader.from_params(dataset, split, params)
+    return loader, loader.sampler
 
 
-class _PositionedLoader(DataLoader[Any]):
-    """What a user sees is the dataset, sampler, batch size and collate function as given.
+class DataLoader(torch.utils.data.DataLoader[Any]):
+    """A ``torch.utils.data.DataLoader`` that can begin anywhere, on the engine of :class:`parhelion.data.Loader`.
 
-    What is iterated over is a second loader inside, whose batch sampler yields requests, so that the place of
-    every sample comes to the worker with its index.
+    It takes torch's arguments, has its attributes, and gives the same batches with any number of workers, from
+    ``sampler.position`` on. Making them leaves torch's, NumPy's and Python's generators where they were.
+
+    Workers are fresh processes that share the memory of batches with this one; they load torch only if the dataset or a
+    function does. They outlive an epoch unless ``persistent_workers=False``, and end with :meth:`close`, at the end of
+    a ``with`` block, or with the loader.
+
+    Args:
+        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``.
+        batch_size: records per rank and batch.
+        shuffle: whether each epoch has a random order.
+        sampler: a resumable sampler, or the name of a registered one.
+        num_workers: workers; 0 loads in this process.
+        collate_fn: makes a batch of a list of records, or the name of a registered function; None makes tensors: float
+            -> float32, int -> int64, bool -> bool, what has a dtype keeps it.
+        pin_memory: whether to copy batches to page-locked memory, where there is an accelerator; a thread does so.
+        drop_last: whether to leave out an incomplete last batch.
+        timeout: seconds to wait for a worker's batch; 0 waits as long as it takes.
+        worker_init_fn: called in each worker with its number, from 0, before its first batch.
+        multiprocessing_context: how torch's own workers are started; for ``worker_type="torch"``.
+        prefetch_factor: batches that each worker makes ahead; 2 if None.
+        persistent_workers: whether workers outlive an epoch; None means that they do, torch's own that they do not.
+        worker_type: "process", "thread" (see :class:`parhelion.data.Loader`), or "torch" for torch's own workers.
+        random_seed: keys the order and each sample's randomness.
+        split: what the data is for; evaluation splits never repeat a record.
+        is_distributed: whether ranks share the data; None means if a process group is up.
+        global_rng: what keys the generators of torch, NumPy and Python while records are fetched: "batch", "sample" or
+            "off".
+        options: other arguments of torch's ``DataLoader``.
+
+    Raises:
+        InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument has a type
+            that cannot work.
+        InvalidValueError: (a ValueError) an argument has a value that cannot work, or an option is unknown.
+        UnknownNameError: nothing is registered under a name.
     """
 
+    sampler: Any
+
     def __init__(
-        self, fetch: Fetch, sampler: ResumableSamplerType, params: DataLoaderParams, options: dict[str, Any]
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        sampler: ResumableSamplerType | str | None = None,
+        *,
+        num_workers: int = 0,
+        collate_fn: CollateFn | str | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        random_seed: int = 6691,
+        split: DatasetSplit = DatasetSplit.TRAIN,
+        is_distributed: bool | None = False,
+        **options: Any,
     ) -> None:
-        # A generator of its own: torch would draw the workers' seeds from the one that training draws from.
-        generator = torch.Generator()
-        shared: dict[str, Any] = {
-            **options,
-            "num_workers": 0 if params.debug_mode else params.num_workers,
-            "pin_memory": params.pin_memory and _can_pin(),
-            "generator": generator,
+        self._build(
+            dataset,
+            split,
+            DataLoaderParams(
+                random_seed=random_seed,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                num_workers=num_workers,
+                pin_memory=pin_memory,
+                drop_last=drop_last,
+                is_distributed=is_distributed,
+                sampler=sampler,
+                collate_fn=collate_fn,
+                options=options,
+            ),
+        )
+
+    @classmethod
+    def from_params(cls, dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> Self:
+        """Return the loader of a data set for what its params ask for; it raises what the constructor does."""
+        loader = cls.__new__(cls)
+        loader._build(dataset, split, params)  # noqa: SLF001 - it is this class
+        return loader
+
+    def _build(self, dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> None:
+        options = _check_options(params)
+        _check_stream(dataset)
+        world, rank = get_group()
+        if params.is_distributed is None:
+            params = attrs.evolve(params, is_distributed=world > 1)
+        sampler = choose_sampler(dataset, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
+        num_workers = 0 if params.debug_mode else params.num_workers
+        worker_type = options.pop("worker_type", "process")
+        fetching = {
+            "split": split,
+            "collate_fn": get_collate_fn(params.collate_fn),
+            "global_rng": options.pop("global_rng", None),
         }
-        if shared["num_workers"] and shared.get("multiprocessing_context") is None and _is_jax_running():
-            shared["multiprocessing_context"] = _safe_context()
+        if num_workers:
+            options.setdefault("prefetch_factor", 2)
+            options["prefetch_factor"] = 2 if options["prefetch_factor"] is None else options["prefetch_factor"]
+            if options.get("persistent_workers") is None:
+                options["persistent_workers"] = worker_type != "torch"
+        is_pinned = params.pin_memory and _can_pin()
+        shared = {**options, "num_workers": num_workers, "pin_memory": is_pinned}
+        self._engine: Any
+        if worker_type == "torch":
+            fetching |= {"seed": params.random_seed, "default_collate": collate, "generators": LoadedGenerators()}
+            fetch = Fetch(dataset, **fetching)
+            if fetch.collate_fn is None:
+                fetch.collate_fn = to_tensors
+            self._engine = TorchEngine(fetch, sampler, params.random_seed, shared)
+            self._is_pinned = False  # torch does it
+        else:
+            self._engine = _open_engine(dataset, sampler, params, fetching, worker_type, shared)
+            self._is_pinned = is_pinned
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
-            fetch.dataset,
+            dataset,
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=params.drop_last,
-            collate_fn=fetch.collate_fn,
+            collate_fn=fetching["collate_fn"] or collate,
+            generator=torch.Generator(),  # nobody draws from it
             **shared,
         )
-        self._seed, self._own = params.random_seed, generator
-        self._source = sampler
-        requests: Any = _Requests(sampler)
-        self._inside: DataLoader[Any] = DataLoader(
-            _RequestedDataset(fetch), batch_sampler=requests, collate_fn=_get_whole, **shared
-        )
-
-    def __len__(self) -> int:
-        return len(self._inside)
 
     def __iter__(self) -> Any:
-        position = self._source.position
-        self._own.manual_seed(derive(self._seed, "workers", position.epoch, position.offset))
-        return _raise_failures(iter(self._inside))
-
-
-class _Requests(Sampler[FetchRequest]):
-    def __init__(self, sampler: ResumableSamplerType) -> None:
-        self._sampler = sampler
-
-    def __iter__(self) -> Iterator[FetchRequest]:
-        return (request for request in self._sampler.requests() if len(request.indices))
+        if not self._is_pinned:
+            return iter(self._engine)
+        if self._engine.is_thread_bound:
+            return map(pin, self._engine)
+        return take_ahead(iter(self._engine), pin, _PINNED_AHEAD)
 
     def __len__(self) -> int:
-        return count_batches(self._sampler)
+        return count_batches(self.sampler)
+
+    @property
+    def is_thread_bound(self) -> bool:
+        """Whether batches are made in the thread that uses them: records may draw from this process's generators."""
+        return bool(getattr(self._engine, "is_thread_bound", not self.num_workers))
+
+    def stats(self) -> LoaderStats:
+        """Return where the time of the iteration that began last has gone; torch's own workers count nothing."""
+        return self._engine.stats() if isinstance(self._engine, Loader) else LoaderStats()
+
+    def close(self) -> None:
+        """End the workers, if there are any; an iteration that is not over fails, another starts new ones."""
+        if isinstance(self._engine, Loader):
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-class _RequestedDataset(Dataset[Any]):
-    """The user's dataset, asked by request; all else about it shows through, also to ``worker_init_fn``."""
-
-    _fetch: Fetch
-
-    def __init__(self, fetch: Fetch) -> None:
-        object.__setattr__(self, "_fetch", fetch)
-
-    def __getitems__(self, request: FetchRequest) -> Any:
-        worker = get_worker_info()
-        if worker is None:
-            return self._fetch(request)
-        try:
-            return self._fetch(request, in_worker=True)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-            return _Failure.of(error, worker.id)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._fetch.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self._fetch.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        # Without the check, unpickling would look for the fetch in the fetch.
-        if name.startswith("__") or name == "_fetch":
-            raise AttributeError(name)
-        return getattr(self._fetch.dataset, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._fetch.dataset, name, value)
-
-
-@attrs.frozen
-class _Failure:
-    """What a worker sends in place of a batch when it has none.
-
-    torch's own raises an exception that refers to itself, and so to the iterator. That must not be left to
-    the garbage collector: it finalizes the queues first, the workers never hear that they should end, and
-    each is waited for five seconds.
-    """
-
-    kind: type[Exception]
-    message: str
-
-    @classmethod
-    def of(cls, error: Exception, worker: int) -> _Failure:
-        trace = "".join(traceback.format_exception(error))
-        message = f"{error}\n\nIt was raised in worker process {worker}:\n{trace}"
-        try:
-            kind = pickle.loads(pickle.dumps(type(error)))  # noqa: S301 - our own bytes
-            kind(message)
-        except Exception:  # noqa: BLE001 - a type of any making
-            return cls(RuntimeError, message)
-        return cls(kind, message)
-
-
-def _raise_failures(batches: Iterator[Any]) -> Iterator[Any]:
-    for batch in batches:
-        if type(batch) is _Failure:
-            # The traceback will hold what this frame holds, and the iterator should end now.
-            del batches
-            raise batch.kind(batch.message)
-        yield batch
-
-
-def _get_whole(batch: Any) -> Any:
-    return batch
+def _open_engine(
+    dataset: Any,
+    sampler: ResumableSamplerType,
+    params: DataLoaderParams,
+    fetching: dict[str, Any],
+    worker_type: str,
+    shared: dict[str, Any],
+) -> Loader:
+    context = shared.pop("multiprocessing_context", None)
+    if context not in (None, "spawn"):
+        raise InvalidValueError(
+            f"multiprocessing_context is {context!r} and worker_type {worker_type!r}; expected it left out: workers "
+            "are fresh processes. Pass worker_type='torch' to have torch start them."
+        )
+    names = ("prefetch_factor", "persistent_workers", "timeout", "worker_init_fn")
+    return Loader(
+        dataset,
+        sampler,
+        seed=params.random_seed,
+        num_workers=shared["num_workers"],
+        worker_type=worker_type,
+        collation=_COLLATION,
+        **fetching,
+        **{name: shared[name] for name in names if shared["num_workers"] and name in shared},
+    )
 
 
 def _check_options(params: DataLoaderParams) -> dict[str, Any]:
     """Return the options without those that concern workers, where debugging does without workers."""
+    check_params(params)
     options = dict(params.options)
     for name in options:
         if name in _DECIDED:
             raise InvalidValueError(f"option {name!r} of the loader is given; expected it left out. {_DECIDED[name]}")
     elsewhere = {"dataset", *_DECIDED, *(field.name for field in attrs.fields(DataLoaderParams))}
-    known = set(inspect.signature(DataLoader).parameters) - elsewhere
-    check_known(options, {*known, "global_rng"}, "option of the loader")
+    known = set(inspect.signature(torch.utils.data.DataLoader).parameters) - elsewhere
+    check_known(options, {*known, "global_rng", "worker_type"}, "option of the loader")
     if params.debug_mode:
         options = {name: value for name, value in options.items() if name not in _WORKER_OPTIONS}
     return options
 
 
-def _inspect(dataset: Any) -> tuple[bool, bool]:
-    """Return whether the dataset is asked for several records at once, and whether it stacks them itself."""
-    while issubclass(type(dataset), Subset):
-        # It has __getitems__ whether or not what it is a subset of has.
-        dataset = dataset.dataset
-    batched = callable(getattr(dataset, "__getitems__", None))
-    return batched, batched and bool(getattr(dataset, "returns_batches", False))
-
-
-def _is_jax_running() -> bool:
-    """Return whether jax has started its threads in this process, told without importing it."""
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    return bridge is not None and bool(bridge.backends_are_initialized())
-
-
-def _safe_context() -> Any:
-    """Return a way to start workers beside jax: a fork of a process with threads may wait for ever for one of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])  # or each worker would take most of a second to import it
-    return context
+def _check_stream(dataset: Any) -> None:
+    if issubclass(_get_type(dataset), IterableDataset):
+        raise InvalidTypeError(
+            f"dataset is a {type(dataset).__name__}, which is an IterableDataset; expected a map dataset, "
+            "with __getitem__ and __len__, since a stream cannot be entered at a position. Give it these, or "
+            "return another loader and a resumable sampler from the data module."
+        )
 
 
 def _can_pin() -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parhelion.errors import InvalidTypeError
 
-__all__ = ["Placement", "move"]
+__all__ = ["Placement", "map_leaves", "move", "pin", "to_tensor"]
 
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance
@@ -34,15 +34,33 @@ def move(value: Any, device: torch.device) -> Any:
     if _is(value, Tensor):
         return value if value.device == device else value.to(device, non_blocking=True)
     if _is(value, np.ndarray):
-        return move(_to_tensor(value), device) if value.dtype.newbyteorder("=") in _TENSOR_DTYPES else value
+        tensor = to_tensor(value)
+        return move(tensor, device) if _is(tensor, Tensor) else value
     to = getattr(value, "to", None)
     if callable(to):
         return to(device)
     return _rebuilt(value, lambda each: move(each, device))
 
 
-def _to_tensor(array: Any) -> Tensor:
-    """Return a tensor that shares the array's memory where torch can."""
+def pin(value: Any) -> Any:
+    """Return ``value`` with every tensor in it in page-locked memory; what has a ``pin_memory`` method does that."""
+    pin_memory = getattr(value, "pin_memory", None)
+    return pin_memory() if callable(pin_memory) else _rebuilt(value, pin)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return ``value`` with every NumPy array in it changed; containers and records are rebuilt around them."""
+    if _is(value, np.ndarray):
+        return change(value)
+    if value.__class__ is dict:
+        return {key: map_leaves(each, change) for key, each in value.items()}
+    return value if _is(value, Tensor) else _rebuilt(value, lambda each: map_leaves(each, change))
+
+
+def to_tensor(array: Any) -> Any:
+    """Return a tensor that shares the array's memory where torch can; the array if torch has no such dtype."""
+    if array.dtype not in _TENSOR_DTYPES and array.dtype.newbyteorder("=") not in _TENSOR_DTYPES:
+        return array
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     elif not array.flags.writeable or any(stride < 0 for stride in array.strides):

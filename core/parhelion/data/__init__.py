@@ -1,5 +1,6 @@
 """From record indices to batches on the host: datasets, how to load them, fetching and stacking."""
 
+from ._ahead import take_ahead as take_ahead
 from ._choice import check_params as check_params
 from ._choice import choose_sampler as choose_sampler
 from ._choice import count_batches as count_batches

@@ -67,9 +67,6 @@ class Fetch:
         global_rng: "batch", "sample", or "off", which leaves the process-wide generators alone; None takes
             the dataset's attribute of that name, else "batch".
         generators: the process-wide generators.
-        batched: whether to call ``__getitems__``; None means if the dataset has it.
-        returns_batches: whether that returns a finished batch; None takes the dataset's attribute of that
-            name.
 
     Raises:
         InvalidTypeError: the dataset has neither method.
@@ -87,14 +84,10 @@ class Fetch:
         default_collate: CollateFn,
         generators: GlobalGenerators,
         global_rng: str | None = None,
-        batched: bool | None = None,
-        returns_batches: bool | None = None,
     ) -> None:
         self.dataset = dataset
-        self.batched = has_getitems(dataset) if batched is None else batched
-        if returns_batches is None:
-            returns_batches = bool(getattr(dataset, "returns_batches", False))
-        self.returns_batches = self.batched and returns_batches
+        self.batched = has_getitems(dataset)
+        self.returns_batches = self.batched and bool(getattr(_look_through(dataset), "returns_batches", False))
         self.collate_fn = default_collate if collate_fn is None and not self.returns_batches else collate_fn
         if not self.batched and not hasattr(dataset, "__getitem__"):
             raise InvalidTypeError(
@@ -219,7 +212,14 @@ class Fetch:
 
 def has_getitems(dataset: Any) -> bool:
     """Return whether the dataset can be asked for several records at once."""
-    return callable(getattr(dataset, "__getitems__", None))
+    return callable(getattr(_look_through(dataset), "__getitems__", None))
+
+
+def _look_through(dataset: Any) -> Any:
+    """Return what a ``torch.utils.data.Subset`` is a subset of: it has ``__getitems__`` whether or not that has it."""
+    while any(kind.__name__ == "Subset" and kind.__module__.startswith("torch.") for kind in type(dataset).__mro__):
+        dataset = dataset.dataset
+    return dataset
 
 
 def get_global_rng(mode: str | None, dataset: Any) -> str:

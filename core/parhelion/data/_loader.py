@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import weakref
@@ -36,17 +35,13 @@ _Pool = TypeVar("_Pool")
 
 @attrs.frozen
 class Collation:
-    """How records become batches unless the user says.
+    """What a backend adds to the stacking of records, where the user does not say how that is done.
 
     Attributes:
-        here: makes a batch of records in this process.
-        there: makes one in a worker process, where no framework is loaded for it; pickled by its name.
-        finish: what this process makes of a finished batch, such as one that came from a worker; None for nothing.
+        finish: what becomes of a batch of NumPy arrays in this process, wherever it was made; None for nothing.
         companions: modules that worker processes import along with a framework, by the framework's name.
     """
 
-    here: CollateFn = collate
-    there: CollateFn = collate
     finish: Callable[[Any], Any] | None = None
     companions: Mapping[str, str] = attrs.field(factory=dict[str, str])
 
@@ -114,11 +109,11 @@ class Loader:
             split=split,
             seed=get_default_seed() if seed is None else check_seed(seed, "seed"),
             collate_fn=collate_fn,
-            default_collate=self._collation.here,
+            default_collate=collate,
             global_rng=global_rng,
             generators=LoadedGenerators() if generators is None else generators,
         )
-        self._is_default = self._fetch.collate_fn is self._collation.here or self._fetch.collate_fn is None
+        self._finish = self._collation.finish if self._fetch.collate_fn in (collate, None) else None
         self._options = WorkerOptions(
             num_workers, prefetch_factor, persistent_workers, timeout, worker_init_fn, worker_type
         )
@@ -161,9 +156,8 @@ class Loader:
         requests = (request for request in self.sampler.requests() if len(request.indices))
         tally = self._tally = Tally(self._options.num_workers, self._options.worker_type)
         batches = self._begin(requests, tally)
-        finish = self._collation.finish if self._is_default else None
-        if finish is not None and (self._options.num_workers or self._fetch.collate_fn is None):
-            batches = map(finish, batches)
+        if self._finish is not None:
+            batches = map(self._finish, batches)
         return tally.watch(batches, self._tell)
 
     def _begin(self, requests: Iterator[FetchRequest], tally: Tally) -> Iterator[Any]:
@@ -177,7 +171,7 @@ class Loader:
         # Its imports cost 6 ms, and only those who use workers need them.
         from ._workers import Batches, Pool  # noqa: PLC0415
 
-        pool = self._get_pool(lambda: Pool(self._fetch_there(), self._options, self._collation.companions))
+        pool = self._get_pool(lambda: Pool(self._fetch, self._options, self._collation.companions))
         return Batches(pool, requests, is_last=not self._options.persistent_workers, tally=tally)
 
     def _begin_threads(self, requests: Iterator[FetchRequest], tally: Tally) -> Iterator[Any]:
@@ -195,14 +189,6 @@ class Loader:
         if self._options.persistent_workers:
             self._pool = pool
         return pool
-
-    def _fetch_there(self) -> Fetch:
-        """Return what worker processes fetch with."""
-        if self._fetch.collate_fn is not self._collation.here:
-            return self._fetch
-        fetch = copy.copy(self._fetch)
-        fetch.collate_fn = self._collation.there
-        return fetch
 
     def stats(self) -> LoaderStats:
         """Return where the time of the iteration that began last has gone, so far or in all."""

@@ -5,22 +5,47 @@ from __future__ import annotations
 import atexit
 import contextlib
 import contextvars
-import importlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import jax
+__all__ = ["take_ahead"]
 
-__all__ = ["Ahead"]
-
-_jax: Any = jax  # it leaves some of it untyped
 _EXIT = 5.0  # seconds that the interpreter waits at its end for a batch that is being made
 
 
-class Ahead:
+def take_ahead(
+    source: Iterator[Any],
+    put: Callable[[Any], Any] | None,
+    size: int,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[Any]:
+    """Yield the batches of ``source``, in order, which a thread makes while the ones before are used.
+
+    The thread ends with the iteration, also with one that is left early, which closes ``source``. An error is raised
+    where its batch would have come.
+
+    Args:
+        source: gives the batches.
+        put: is called with each in the thread; None for nothing.
+        size: how many batches there may be, with the one that is in use.
+        within: makes the context that the thread works in.
+    """
+    ahead = _Ahead(source, put, size, within)
+    ahead.start()
+    try:
+        while ahead.wait():
+            # In no variable: a batch lives as long as its user wants it.
+            yield ahead.pop()
+            ahead.go_on()
+    finally:
+        ahead.stop()
+
+
+class _Ahead:
     """A thread and the batches that it has made.
 
     Its queues are ``SimpleQueue``, for :meth:`stop` may be called by the garbage collector at any point of any thread,
@@ -30,23 +55,30 @@ class Ahead:
         source: gives the batches.
         put: is called with each in the thread.
         size: how many batches there may be, with the one that is in use.
+        within: makes the context that the thread works in.
     """
 
-    def __init__(self, source: Iterator[Any], put: Callable[[Any], Any] | None, size: int) -> None:
-        self._source, self._put = source, put
+    def __init__(
+        self,
+        source: Iterator[Any],
+        put: Callable[[Any], Any] | None,
+        size: int,
+        within: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._source, self._put, self._within = source, put, within
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._next: list[Any] = []
         self._is_stopped = False
         for _ in range(size):
             self.go_on()
-        # The thread sees the context variables of its user, such as np.errstate, and the dtypes.
-        run = partial(contextvars.copy_context().run, self._run, _jax.config.jax_enable_x64)
+        # The thread sees the context variables of its user, such as np.errstate.
+        run = partial(contextvars.copy_context().run, self._run)
         self._thread = threading.Thread(target=run, name="parhelion-prefetch", daemon=True)
 
     def start(self) -> None:
         """Let the thread begin."""
-        # A daemon is stopped anywhere at the interpreter's end; in the middle of jax that may crash.
+        # A daemon is stopped anywhere at the interpreter's end; in the middle of a framework that may crash.
         atexit.register(self._finish)
         self._thread.start()
 
@@ -89,9 +121,9 @@ class Ahead:
         self.stop()
         self._thread.join(_EXIT)
 
-    def _run(self, x64: bool) -> None:
+    def _run(self) -> None:
         try:
-            with _enable_x64(x64):
+            with self._within():
                 self._fill()
         except StopIteration as end:
             self._made.put((None, end))
@@ -118,9 +150,3 @@ class Ahead:
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
-
-
-def _enable_x64(enabled: bool) -> contextlib.AbstractContextManager[Any]:
-    # Where it was before jax 0.8.
-    home: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    return home.enable_x64(enabled)  # type: ignore[no-any-return]
