@@ -123,9 +123,14 @@ class _Slot:
         self.root = None
 
     def close(self) -> None:
+        """Close the descriptor; the memory stays as long as it is mapped."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            self.close()
 
 
 class Writer:
@@ -216,14 +221,14 @@ class Writer:
         if self._is_full:
             return None
         try:
-            self._slots[number] = slot = _Slot(number, size + -size % _PAGE)
+            self._slots[number] = slot = _Slot(number, max(_PAGE, size + -size % _PAGE))
         except OSError as error:
             self.problem, self._is_full = error, True
             return None
         return slot
 
     def _limit(self, size: int) -> int:
-        return self.num_ahead + 2 + min(_KEPT, _PLENTY // size)
+        return self.num_ahead + 2 + min(_KEPT, _PLENTY // max(1, size))
 
 
 def _place(slot: _Slot, parts: Sequence[memoryview]) -> list[tuple[int, int]] | None:

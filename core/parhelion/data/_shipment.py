@@ -82,19 +82,22 @@ def _pickle(value: Any, create: Callable[..., Any]) -> list[Any]:
     return [file.getbuffer(), *buffers]
 
 
-def write_file(value: Any) -> BinaryIO:
+def write_file(value: Any) -> tuple[BinaryIO, set[str]]:
     """Return an open file that has no name, with a value for other processes to share the arrays of.
+
+    Beside it, the names of the modules that the classes and functions in the value are of.
 
     Raises:
         Exception: whatever pickling raises.
     """
-    parts = _pickle(value, functools.partial(_get_pickler(), is_reply=False))
+    modules: set[str] = set()
+    parts = _pickle(value, functools.partial(_get_pickler(), is_reply=False, modules=modules))
     file = os.fdopen(make_file(0), "w+b")
     for part in [struct.pack(f"<{len(parts) + 1}q", len(parts), *(part.nbytes for part in parts)), *parts]:
         file.write(part)
         file.write(bytes(-file.tell() % _ALIGNMENT))
     file.flush()
-    return file
+    return file, modules
 
 
 def read_file(descriptor: int) -> Any:
@@ -117,16 +120,22 @@ def _get_pickler() -> Any:
     base: Any = importlib.import_module("cloudpickle").Pickler
 
     class Pickler(base):  # type: ignore[misc]  # cloudpickle has no types
-        def __init__(self, file: Any, *, is_reply: bool, buffer_callback: Any) -> None:
+        def __init__(self, file: Any, *, is_reply: bool, buffer_callback: Any, modules: set[str] | None = None) -> None:
             base.__init__(self, file, protocol=5, buffer_callback=buffer_callback)
             self._is_reply = is_reply
+            self._modules: set[str] = set() if modules is None else modules
 
         def reducer_override(self, obj: Any) -> Any:
-            if (reduce := get_reducers().get(type(obj))) is not None:
-                return reduce(obj)
             is_class = isinstance(obj, type)
             if is_class or isinstance(obj, types.FunctionType):
-                _send_by_value_if_lost(getattr(obj, "__module__", None))
+                name = getattr(obj, "__module__", None)
+                if not _travels_by_value(name):
+                    self._modules.add(str(name))
+            elif isinstance(obj, types.ModuleType):
+                self._modules.add(obj.__name__)
+            elif (reduce := get_reducers().get(type(obj))) is not None:
+                self._modules.add(type(obj).__module__)
+                return reduce(obj)
             if is_class and self._is_reply and obj in _came:
                 return _get_sent, (_came[obj],)
             reduced: Any = base.reducer_override(self, obj)
@@ -139,16 +148,18 @@ def _get_pickler() -> Any:
 
 
 @functools.cache
-def _send_by_value_if_lost(name: Any) -> None:
-    """Let what a module defines travel by value if another process would not find the module.
+def _travels_by_value(name: Any) -> bool:
+    """Return whether what a module defines travels by value: another process would not find the module.
 
-    Such are modules that were imported by their file, as pytest does with tests.
+    Such are scripts, and modules that were imported by their file, as pytest does with tests; cloudpickle is told.
     """
     module = sys.modules.get(name)
-    if module is None or name == "__main__" or getattr(module, "__file__", None) is None:
-        return
-    if not _is_found(name, str(module.__file__)):
-        importlib.import_module("cloudpickle").register_pickle_by_value(module)
+    if module is None or name == "__main__":
+        return name == "__main__"
+    if getattr(module, "__file__", None) is None or _is_found(name, str(module.__file__)):
+        return False
+    importlib.import_module("cloudpickle").register_pickle_by_value(module)
+    return True
 
 
 def _is_found(name: str, file: str) -> bool:

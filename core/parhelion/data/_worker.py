@@ -8,13 +8,13 @@ import select
 import signal
 import subprocess
 import time
-from typing import Any, Final
+from typing import Final
 
 from parhelion.errors import WorkerError
 
 from ._link import NOTE, READY, UNUSABLE, Asked, ParentEnd, Result
 from ._ring import make_file, map_file
-from ._worker_process import start_process, write_indices
+from ._worker_process import TaskFile, start_process, write_indices
 
 __all__ = ["Worker"]
 
@@ -36,7 +36,7 @@ class Worker:
         OSError: the system refuses to start it.
     """
 
-    def __init__(self, number: int, task: Any, timeout: float) -> None:
+    def __init__(self, number: int, task: TaskFile, timeout: float) -> None:
         board = make_file(8)
         try:
             self._board = memoryview(map_file(board, 8)).cast("q")
@@ -113,7 +113,10 @@ class Worker:
         )
 
     def _write_name(self) -> str:
-        return f"worker process {self._number} (pid {self.process.pid})"
+        try:
+            return f"worker process {self._number} (pid {self.process.pid})"
+        except OSError:
+            return f"worker process {self._number}, which was never forked,"
 
     def _write_doing(self) -> str:
         if not self._is_ready:

@@ -1,7 +1,6 @@
 """A worker process, from its start to its end.
 
-It is a fresh interpreter, so it is safe whatever threads the parent has, and it never runs the user's script again. It
-ends with the parent, however that ends, and on a closed socket at once, also in the middle of user code.
+It ends with the parent, however that ends, and on a closed socket at once, also in the middle of user code.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Collection, Mapping
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import attrs
 
@@ -27,6 +25,7 @@ from parhelion.errors import WorkerError
 from ._collate import collate
 from ._companions import expect_companions
 from ._fetch import Fetch, Fetched
+from ._fork_server import ForkedProcess, fork_worker
 from ._link import BATCH, FAILED, NOTE, READY, UNUSABLE, Asked, Result, WorkerEnd
 from ._memory import make_batches_in
 from ._ring import Placed, Writer, map_file
@@ -34,10 +33,11 @@ from ._shipment import describe_unpicklable, read_file, write_error, write_file,
 from ._worker_info import tell_torch
 from ._worker_options import WorkerOptions
 
-__all__ = ["Task", "main", "start_process", "write_indices", "write_task"]
+__all__ = ["Task", "TaskFile", "main", "start_process", "write_indices", "write_task"]
 
 _MANY = 8
-_BOOT = "import sys; sys.path[:] = {path!r}; from parhelion.data._worker_process import main; main{arguments}"
+# Those that take long to import and are safe to fork afterwards; jax is not.
+_FRAMEWORKS: Final = ("torch",)
 
 
 @attrs.frozen
@@ -57,20 +57,49 @@ class Task:
     arguments: list[str]
 
 
-def write_task(task: Task) -> BinaryIO:
-    """Return the task as an open file without a name, for any number of workers.
+class TaskFile(NamedTuple):
+    """A task on its way to workers.
+
+    Attributes:
+        file: holds it; an open file without a name, for any number of workers.
+        load: modules that it needs and that take long to import.
+    """
+
+    file: BinaryIO
+    load: list[str]
+
+
+def write_task(task: Task) -> TaskFile:
+    """Return the task as a file, which is to be closed.
 
     Raises:
         WorkerError: something in it cannot be pickled; it is named.
     """
     try:
-        return write_file(task)
+        file, modules = write_file(task)
     except Exception as error:
         name, value = _find_unsendable(task)
         raise WorkerError(
             f"{name} cannot be sent to a worker process: {describe_unpicklable(value, name, error)}; expected what "
             "cloudpickle can write. Make it in the worker at its first use, or load with num_workers=0."
         ) from error
+    return TaskFile(file, _choose_load(modules, task.companions))
+
+
+def _choose_load(modules: Collection[str], companions: Mapping[str, str]) -> list[str]:
+    """Return the frameworks that some of the modules are of, or import, and what goes with them."""
+    load: list[str] = []
+    for framework in _FRAMEWORKS:
+        if framework in sys.modules and any(_uses(name, framework) for name in modules):
+            load += [framework, *(module for name, module in companions.items() if name == framework)]
+    return load
+
+
+def _uses(module: str, framework: str) -> bool:
+    if module.partition(".")[0] == framework:
+        return True
+    names = vars(sys.modules[module]).values() if module in sys.modules else ()
+    return any(value is sys.modules[framework] for value in names)
 
 
 def _find_unsendable(task: Task) -> tuple[str, Any]:
@@ -81,14 +110,14 @@ def _find_unsendable(task: Task) -> tuple[str, Any]:
     }
     for name, value in parts.items():
         try:
-            write_file(value).close()
+            write_file(value)[0].close()
         except Exception:  # noqa: BLE001 - user code may raise anything here
             return name, value
     return "loader", task.fetch
 
 
-def start_process(number: int, task: BinaryIO, board: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Return a worker process that has just been started, and this end of the socket to it.
+def start_process(number: int, task: TaskFile, board: int) -> tuple[ForkedProcess, socket.socket]:
+    """Return a worker process that is being started, and this end of the socket to it.
 
     Args:
         number: from 0; its name in messages.
@@ -99,28 +128,14 @@ def start_process(number: int, task: BinaryIO, board: int) -> tuple[subprocess.P
         OSError: the system refuses.
     """
     here, there = socket.socketpair()
-    path = [entry for entry in sys.path if isinstance(entry, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
-    ends = there.fileno(), task.fileno(), board
     try:
-        process = subprocess.Popen(  # noqa: S603 - this very interpreter
-            [sys.executable, *_get_flags(), "-c", _BOOT.format(path=path, arguments=(number, *ends))],
-            stdin=subprocess.DEVNULL,
-            pass_fds=ends,
-            # Ctrl-C is for the parent alone.
-            process_group=0,
-        )
+        process = fork_worker(number, there.fileno(), task.file.fileno(), board, load=task.load)
     except BaseException:
         here.close()
         raise
     finally:
         there.close()
     return process, here
-
-
-def _get_flags() -> list[str]:
-    """Return this interpreter's options, such as -O; multiprocessing takes them from the same place."""
-    flags: list[str] = vars(subprocess).get("_args_from_interpreter_flags", list)()
-    return flags
 
 
 def main(number: int, link: int, task: int, board: int) -> None:

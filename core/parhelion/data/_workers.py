@@ -55,10 +55,11 @@ class Pool:
         _get_pools().add(self)
 
     def _start(self, task: Task) -> None:
-        with write_task(task) as file:
+        written = write_task(task)
+        with written.file:
             try:
                 for number in range(self.options.num_workers):
-                    self._workers.append(Worker(number, file, self.options.timeout))
+                    self._workers.append(Worker(number, written, self.options.timeout))
             except OSError as error:
                 self.close()
                 raise WorkerError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from parhelion.data import DataLoaderParams, DatasetSplit, Loader, create_loader
+from parhelion.data._fork_server import close_server
 from parhelion.errors import CollateError, DataError, InvalidTypeError, InvalidValueError, RecordError, WorkerError
 from support.worker_datasets import At, Plain, count_descriptors, is_alive, make, pids_of, taking_less_than, wait_until
 
@@ -168,7 +169,7 @@ def test_workers_are_replaced_if_one_died_while_it_waited():
         list(loader)
         first = pids_of(loader)
         dead = loader._pool._workers[0].process
-        dead.terminate()
+        os.kill(dead.pid, signal.SIGTERM)
         wait_until(lambda: dead.poll() is not None)
         assert len(list(loader)) == 6
         assert not {*first} & {*pids_of(loader)}
@@ -270,6 +271,7 @@ def test_a_worker_that_ends_while_it_starts_is_told_of():
 
 
 def test_an_interpreter_that_cannot_be_run_is_told_of(monkeypatch):
+    close_server()  # or the one that is there would serve
     before = count_descriptors()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     message = r"^worker process 0 cannot be started \(FileNotFoundError: .*expected that '/no/such/python' can be run"
