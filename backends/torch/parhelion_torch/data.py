@@ -71,7 +71,7 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     *,
     split: DatasetSplit = DatasetSplit.TRAIN,
     **options: Any,
-) -> tuple[DataLoader[Any], ResumableSamplerType]:
+) -> tuple[DataLoader, ResumableSamplerType]:
     """Return a ``torch.utils.data.DataLoader`` that can begin anywhere, and the sampler that says where.
 
     The loader's iterations begin at ``sampler.position``. Batches, and what is drawn while they are made, are
@@ -209,37 +209,25 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return loader
 
     def _build(self, dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> None:
-        options = _check_options(params)
+        given = _check_options(params)
         _check_stream(dataset)
         world, rank = get_group()
         if params.is_distributed is None:
             params = attrs.evolve(params, is_distributed=world > 1)
         sampler = choose_sampler(dataset, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
-        num_workers = 0 if params.debug_mode else params.num_workers
-        worker_type = options.pop("worker_type", "process")
-        fetching = {
+        worker_type = given.pop("worker_type", "process")
+        shared = _choose_options(given, params, worker_type)
+        fetching: dict[str, Any] = {
             "split": split,
+            "seed": params.random_seed,
             "collate_fn": get_collate_fn(params.collate_fn),
-            "global_rng": options.pop("global_rng", None),
+            "global_rng": given.pop("global_rng", None),
         }
-        if num_workers:
-            options.setdefault("prefetch_factor", 2)
-            options["prefetch_factor"] = 2 if options["prefetch_factor"] is None else options["prefetch_factor"]
-            if options.get("persistent_workers") is None:
-                options["persistent_workers"] = worker_type != "torch"
-        is_pinned = params.pin_memory and _can_pin()
-        shared = {**options, "num_workers": num_workers, "pin_memory": is_pinned}
         self._engine: Any
         if worker_type == "torch":
-            fetching |= {"seed": params.random_seed, "default_collate": collate, "generators": LoadedGenerators()}
-            fetch = Fetch(dataset, **fetching)
-            if fetch.collate_fn is None:
-                fetch.collate_fn = to_tensors
-            self._engine = TorchEngine(fetch, sampler, params.random_seed, shared)
-            self._is_pinned = False  # torch does it
+            self._engine = TorchEngine(_make_fetch(dataset, fetching), sampler, params.random_seed, shared)
         else:
-            self._engine = _open_engine(dataset, sampler, params, fetching, worker_type, shared)
-            self._is_pinned = is_pinned
+            self._engine = _open_engine(dataset, sampler, fetching, worker_type, shared)
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             dataset,
             batch_size=sampler.batch_size,
@@ -251,8 +239,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         )
 
     def __iter__(self) -> Any:
-        if not self._is_pinned:
-            return iter(self._engine)
+        if not self.pin_memory or not isinstance(self._engine, Loader):
+            return iter(self._engine)  # torch's own pins by itself
         if self._engine.is_thread_bound:
             return map(pin, self._engine)
         return take_ahead(iter(self._engine), pin, _PINNED_AHEAD)
@@ -281,10 +269,27 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.close()
 
 
+def _choose_options(given: dict[str, Any], params: DataLoaderParams, worker_type: str) -> dict[str, Any]:
+    """Return torch's arguments about how the loader works."""
+    num_workers = 0 if params.debug_mode else params.num_workers
+    options: dict[str, Any] = {name: value for name, value in given.items() if name != "global_rng"}
+    if num_workers:
+        defaults = {"prefetch_factor": 2, "persistent_workers": worker_type != "torch"}
+        options |= {name: value for name, value in defaults.items() if options.get(name) is None}
+    return {**options, "num_workers": num_workers, "pin_memory": params.pin_memory and _can_pin()}
+
+
+def _make_fetch(dataset: Any, fetching: dict[str, Any]) -> Fetch:
+    """Return what torch's own workers make batches with, already of tensors."""
+    fetch = Fetch(dataset, default_collate=collate, generators=LoadedGenerators(), **fetching)
+    if fetch.collate_fn is None:
+        fetch.collate_fn = to_tensors
+    return fetch
+
+
 def _open_engine(
     dataset: Any,
     sampler: ResumableSamplerType,
-    params: DataLoaderParams,
     fetching: dict[str, Any],
     worker_type: str,
     shared: dict[str, Any],
@@ -296,15 +301,15 @@ def _open_engine(
             "are fresh processes. Pass worker_type='torch' to have torch start them."
         )
     names = ("prefetch_factor", "persistent_workers", "timeout", "worker_init_fn")
+    options = {name: shared[name] for name in names if shared["num_workers"] and name in shared}
     return Loader(
         dataset,
         sampler,
-        seed=params.random_seed,
         num_workers=shared["num_workers"],
         worker_type=worker_type,
         collation=_COLLATION,
         **fetching,
-        **{name: shared[name] for name in names if shared["num_workers"] and name in shared},
+        **options,
     )
 
 

@@ -69,11 +69,11 @@ def _numpy_dtype(dtype: torch.dtype) -> Any | None:
         return None
 
 
-def _reduce_tensor(tensor: Tensor) -> Any:
+def _reduce_tensor(tensor: Any) -> Any:
     """Return how a tensor is pickled: its bytes as a buffer, which a loader's processes share."""
     if _is_special(tensor) or tensor.is_neg() or tensor.is_quantized or not tensor.numel():
         return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return rebuild_tensor, (pickle.PickleBuffer(raw), tensor.dtype, tuple(tensor.shape))
 
 

@@ -74,7 +74,7 @@ def stack_arrays(values: list[Any]) -> Any:
         TypeError: dtypes differ, or there is no dtype for a value.
         OverflowError: an int does not fit in int64.
     """
-    kind = _get_type(values[0])
+    kind: Any = _get_type(values[0])
     if _count_type(values, kind) == len(values):
         if kind is np.ndarray:
             return _stack(values)
@@ -82,7 +82,7 @@ def stack_arrays(values: list[Any]) -> Any:
             return np.array(values, _NUMBERS[kind])
         if issubclass(kind, np.generic) and values[0].dtype.kind in "biufc":
             return np.array(values, values[0].dtype)
-        if (stack := get_stacker(kind)) is not None:
+        if (stack := get_stacker(cast("Any", kind))) is not None:
             return stack(values)
     return _stack([_as_array(value) for value in values])
 

@@ -317,7 +317,8 @@ def serve(link: int) -> None:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     children: set[int] = set()
     while True:
-        ready = select.select([sock, woken], [], [], None if children else _LINGER)[0]
+        sources: list[Any] = [sock, woken]
+        ready = select.select(sources, [], [], None if children else _LINGER)[0]
         if not ready:
             os._exit(0)
         if woken in ready:
@@ -375,10 +376,12 @@ def _become_worker(
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         sock.close()
-        link, task, board, setting, *given = descriptors
+        link, task, board, setting = descriptors[:4]
+        given = descriptors[4:]
+        streams: dict[int, int] = dict(zip(message["standard"], given, strict=True))
         for target in _STANDARD:
-            if target in message["standard"]:
-                os.dup2(given[message["standard"].index(target)], target)
+            if target in streams:
+                os.dup2(streams[target], target)
             elif _is_open(target):
                 os.close(target)
         for descriptor in given:

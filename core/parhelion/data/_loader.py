@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import attrs
 
@@ -188,7 +188,7 @@ class Loader:
             self._pools.add(pool)
         if self._options.persistent_workers:
             self._pool = pool
-        return pool
+        return cast("_Pool", pool)
 
     def stats(self) -> LoaderStats:
         """Return where the time of the iteration that began last has gone, so far or in all."""

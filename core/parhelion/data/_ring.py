@@ -138,7 +138,6 @@ class Writer:
 
     Attributes:
         num_ahead: batches that the worker makes ahead; so many slots, and two, it may always have.
-        problem: why there are no more slots, since that is so, until it has been taken.
     """
 
     def __init__(self) -> None:
@@ -148,7 +147,7 @@ class Writer:
         self._slots: dict[int, _Slot] = {}
         self._current: _Slot | None = None
         self._need = 0
-        self.problem: OSError | None = None
+        self._problem: OSError | None = None
 
     def begin(self) -> None:
         """Choose the slot of the next batch; :meth:`empty` then gives memory in it."""
@@ -198,8 +197,8 @@ class Writer:
         self._slots[number].close()
 
     def take_problem(self) -> OSError | None:
-        """Return the problem, for the last time."""
-        problem, self.problem = self.problem, None
+        """Return why there will be no more slots, if that has come up since this was asked last."""
+        problem, self._problem = self._problem, None
         return problem
 
     def _choose(self, size: int) -> _Slot | None:
@@ -223,7 +222,7 @@ class Writer:
         try:
             self._slots[number] = slot = _Slot(number, max(_PAGE, size + -size % _PAGE))
         except OSError as error:
-            self.problem, self._is_full = error, True
+            self._problem, self._is_full = error, True
             return None
         return slot
 

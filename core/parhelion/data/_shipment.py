@@ -37,6 +37,7 @@ _ALIGNMENT: Final = 64
 _INLINE: Final = 1024  # bytes; below this a buffer costs more beside the pickle than in it
 _DEEPEST: Final = 8
 
+_get_type: Callable[[Any], Any] = type
 _numbers = itertools.count()
 _sent: weakref.WeakValueDictionary[int, type] = weakref.WeakValueDictionary()
 _came: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
@@ -58,7 +59,8 @@ def write_value(value: Any) -> list[Any]:
 def _create_pickler(file: Any, buffer_callback: Any) -> pickle.Pickler:
     pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
     if reducers := get_reducers():
-        pickler.dispatch_table = ChainMap(dict(reducers), copyreg.dispatch_table)
+        table: Any = ChainMap(dict(reducers), copyreg.dispatch_table)
+        pickler.dispatch_table = table
     return pickler
 
 
@@ -133,7 +135,7 @@ def _get_pickler() -> Any:
                     self._modules.add(str(name))
             elif isinstance(obj, types.ModuleType):
                 self._modules.add(obj.__name__)
-            elif (reduce := get_reducers().get(type(obj))) is not None:
+            elif (reduce := get_reducers().get(_get_type(obj))) is not None:
                 self._modules.add(type(obj).__module__)
                 return reduce(obj)
             if is_class and self._is_reply and obj in _came:
@@ -155,7 +157,7 @@ def _travels_by_value(name: Any) -> bool:
     """
     module = sys.modules.get(name)
     if module is None or name == "__main__":
-        return name == "__main__"
+        return bool(name == "__main__")
     if getattr(module, "__file__", None) is None or _is_found(name, str(module.__file__)):
         return False
     importlib.import_module("cloudpickle").register_pickle_by_value(module)

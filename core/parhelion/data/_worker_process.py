@@ -166,8 +166,8 @@ def main(number: int, link: int, task: int, board: int) -> None:
     for asked in end.requests():
         result, placed = _answer(fetch, asked, number, ring)
         end.send(result, placed, is_fresh=is_fresh)
-        if ring.problem is not None:
-            end.send(Result(0, 0, NOTE, [_describe(ring.take_problem())]))
+        if (problem := ring.take_problem()) is not None:
+            end.send(Result(0, 0, NOTE, [_describe(problem)]))
         _flush()
     os._exit(0)
 
