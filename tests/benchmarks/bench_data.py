@@ -50,7 +50,7 @@ def measure_open(peer: peers.Open, **options: Any) -> list[float]:
         return measure_rate(peer(stack), **options)
 
 
-def rate(title: str, offered: dict[str, peers.Open], *targets: Target, box: float = 0.5) -> Table:
+def rate(title: str, offered: dict[str, peers.Open], *targets: Target, box: float = 0.4) -> Table:
     """Return a table of rates."""
     return Table(offered, partial(measure_open, box=box), partial(print_rates, title, targets=[*targets]))
 
@@ -66,8 +66,8 @@ def make_tables() -> dict[str, Table]:
         tables[f"samples-{kind}"] = rate(f"Record by record, no workers, {TITLES[kind]}", peers.samples(kind), one)
     for kind in "ab":
         tables[f"workers-{kind}"] = rate(f"Record by record, two workers, {TITLES[kind]}", peers.workers(kind), *two)
-    tables["images-0"] = rate(f"No workers, {TITLES['c']}", peers.images(0), box=1.0)
-    tables["images-2"] = rate(f"Two workers, {TITLES['c']}", peers.images(2), Target(1.3, "best peer"), box=1.0)
+    tables["images-0"] = rate(f"No workers, {TITLES['c']}", peers.images(0), box=0.8)
+    tables["images-2"] = rate(f"Two workers, {TITLES['c']}", peers.images(2), Target(1.3, "best peer"), box=0.8)
     tables["transport"] = Table(
         peers.transport(),
         partial(measure_open, box=0.5, use=touch, size=1),

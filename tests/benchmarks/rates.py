@@ -15,7 +15,7 @@ from loaders import Epochs
 from records import BATCH
 from rounds import Rounds
 
-WARM = 0.25  # seconds that do not count
+WARM = 0.2  # seconds that do not count
 TICKS = 25  # looks at the clock in that time
 
 
