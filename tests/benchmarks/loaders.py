@@ -120,7 +120,7 @@ def grain(dataset: Any, stack: ExitStack, workers: int = 0) -> Epochs:
 def grain_map(dataset: Any, stack: ExitStack, workers: int = 0, threads: int = 0) -> Epochs:
     import grain
 
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 if threads else 0)
 
     def epoch(number: int) -> Iterator[Any]:
         batches = grain.MapDataset.source(dataset).shuffle(seed=number).batch(BATCH).to_iter_dataset(reading)
