@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Rounds: TypeAlias = dict[str, list[list[float]]]  # by peer: the figures of each round
+
+LONGEST = 300  # seconds that one measurement may take
 
 
 class Tick:
@@ -49,38 +52,55 @@ def compare(
     print_table: Callable[[str, Rounds], None],
     *,
     description: str,
+    rounds: int = 7,
 ) -> int:
     """Be the whole of a benchmark's script: measure all peers of every kind in rounds, or, in a child, one of them.
 
     Args:
         script: the script's own path.
-        peers: names by kind; one that fails, as it is not installed, is left out.
+        peers: names by kind; one that fails, as it is not installed, is left out, and why is said on stderr.
         measure: is called in the child with kind and name.
         print_table: is called with a kind and what its peers came to.
         description: what ``--help`` says.
+        rounds: how many there are unless ``--rounds`` says otherwise.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--child", nargs=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--kinds", help="the tables to print, separated by commas; a word stands for all that begin so")
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.child:
         _be_child(measure, *arguments.child)
     report: dict[str, Rounds] = {}
-    for kind, names in peers.items():
-        found: Rounds = {name: [] for name in names}
-        for _ in range(arguments.rounds):
-            for name in list(found):
-                result = _run_child(script, kind, name)
-                if result is None:
-                    del found[name]
-                else:
-                    found[name].append(result)
-        report[kind] = found
-        print_table(kind, found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    for kind in _choose(peers, arguments.kinds):
+        report[kind] = _run_rounds(script, kind, peers[kind], arguments.rounds)
+        print_table(kind, report[kind])
+        sys.stdout.flush()
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
+
+
+def _choose(kinds: Iterable[str], wanted: str | None) -> list[str]:
+    words = wanted.split(",") if wanted else [""]
+    chosen = [kind for kind in kinds if any(word in ("", kind, kind.split("-")[0]) for word in words)]
+    if not chosen:
+        raise SystemExit(f"no table is called {wanted}; there are {', '.join(kinds)}")
+    return chosen
+
+
+def _run_rounds(script: str, kind: str, names: Iterable[str], rounds: int) -> Rounds:
+    found: Rounds = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in list(found):
+            result = _run_child(script, kind, name)
+            if isinstance(result, str):
+                print(f"{kind}: {name} is left out ({result})", file=sys.stderr, flush=True)
+                del found[name]
+            else:
+                found[name].append(result)
+    return found
 
 
 def _be_child(measure: Callable[[str, str], Sequence[float]], kind: str, name: str) -> None:
@@ -90,15 +110,36 @@ def _be_child(measure: Callable[[str, str], Sequence[float]], kind: str, name: s
     os._exit(0)
 
 
-def _run_child(script: str, kind: str, name: str) -> list[float] | None:
-    child = subprocess.run(
-        [sys.executable, script, "--child", kind, name], capture_output=True, text=True, timeout=300, check=False
+def _run_child(script: str, kind: str, name: str) -> list[float] | str:
+    """Return the figures that a process of its own came to, or the last that it said instead."""
+    child = subprocess.Popen(
+        [sys.executable, script, "--child", kind, name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    for line in child.stdout.splitlines():
+    try:
+        said, complaint = child.communicate(timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return f"no figures within {LONGEST} s"
+    finally:
+        _end_group(child)
+    for line in said.splitlines():
         if line.startswith("@@"):
             result: list[float] = json.loads(line[2:])
             return result
-    return None
+    return next((line for line in reversed(complaint.splitlines()) if line.strip()), f"exit code {child.returncode}")
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    """End what a measurement may have left running, which would disturb the next one."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        child.wait()
 
 
 def print_steps(mode: str, found: Rounds) -> None:

@@ -13,17 +13,22 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
+DATA = "rows,samples,workers,images,transport,first,busy,resume"
 # Script, its arguments for the full run, its arguments for a quick look.
 SCRIPTS = (
     ("bench_import.py", ["--rounds", "15"], ["--rounds", "3"]),
     ("bench_sampler.py", [], ["--repeat", "1", "--sizes", "1e6", "--far", "1e12"]),
     ("bench_loop.py", ["--rounds", "7"], ["--rounds", "1"]),
     ("bench_loop_jax.py", ["--rounds", "7"], ["--rounds", "1"]),
-    ("bench_loader.py", ["--rounds", "7"], ["--rounds", "1"]),
+    ("bench_prefetch.py", ["--rounds", "7"], ["--rounds", "1"]),
+    ("bench_data.py", ["--kinds", DATA, "--rounds", "3"], ["--kinds", DATA, "--rounds", "1"]),
+    # What these count hardly varies.
+    ("bench_data.py", ["--kinds", "memory,growth", "--rounds", "1"], ["--kinds", "memory", "--rounds", "1"]),
     ("bench_checkpoint.py", [], ["--rounds", "3"]),
 )
 LIBRARIES = (
     "numpy", "torch", "jax", "optax", "flax", "keras", "lightning", "pytorch-ignite", "helios-ml", "safetensors",
+    "torchdata", "grain",
 )  # fmt: skip
 
 
