@@ -17,6 +17,7 @@ from parhelion.errors import CollateError
 
 from ._companions import get_stacker, load_companions
 from ._memory import empty as make_empty
+from ._memory import is_elsewhere
 from ._misfit import Misfit, blame, describe, describe_kind
 
 __all__ = ["StackLeaves", "collate", "stack_arrays"]
@@ -32,6 +33,8 @@ _NUMBERS: dict[type, npt.DTypeLike] = {
     float: np.float32,
     complex: np.complex64,
 }
+_PLAIN = "biufc"  # kinds of dtypes whose values are bytes
+_SMALL = 1 << 18  # bytes of a batch up to which joining and a copy beat filling memory that lies elsewhere
 _get_type: Callable[[Any], Any] = type
 _get_shape = operator.attrgetter("shape")
 _get_dtype = operator.attrgetter("dtype")
@@ -80,8 +83,8 @@ def stack_arrays(values: list[Any]) -> Any:
             return _stack(values)
         if kind in _NUMBERS:
             return np.array(values, _NUMBERS[kind])
-        if issubclass(kind, np.generic) and values[0].dtype.kind in "biufc":
-            return np.array(values, values[0].dtype)
+        if issubclass(kind, np.generic) and values[0].dtype.kind in _PLAIN:
+            return _join(values, values[0].dtype)
         if (stack := get_stacker(cast("Any", kind))) is not None:
             return stack(values)
     return _stack([_as_array(value) for value in values])
@@ -93,14 +96,24 @@ def _stack(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         raise TypeError(f"an array of dtype {dtype} has no place in a batch; use numbers, or a list of strings")
     if list(map(_get_shape, arrays)).count(shape) != len(arrays):
         raise ValueError("the shapes differ")
+    if list(map(_get_dtype, arrays)).count(dtype) != len(arrays):
+        raise TypeError("the dtypes differ")
+    size = len(arrays) * arrays[0].nbytes
+    if size and dtype.kind in _PLAIN and (size < _SMALL or not is_elsewhere()):
+        try:
+            return _join(arrays, dtype).reshape(len(arrays), *shape)
+        except TypeError:
+            pass  # one is not contiguous, and so no bytes
     if not shape:
-        if list(map(_get_dtype, arrays)).count(dtype) != len(arrays):
-            raise TypeError("the dtypes differ")
         return np.array(arrays, dtype)
     out = make_empty((len(arrays), *shape), dtype)
-    # A third of np.stack's time; casting="no" is the check that the dtypes agree.
-    np.concatenate(arrays, out=out.reshape(len(arrays) * shape[0], *shape[1:]), casting="no")
+    np.concatenate(arrays, out=out.reshape(len(arrays) * shape[0], *shape[1:]))
     return out
+
+
+def _join(values: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the values one behind the other: what NumPy takes two to five times as long for, where they are small."""
+    return np.frombuffer(bytearray().join(values), dtype)
 
 
 def _as_array(value: Any) -> npt.NDArray[Any]:

@@ -156,18 +156,19 @@ class Fetch:
         dataset, board, indices = self.dataset, self.board, request.indices.tolist()
         records = Records((), indices)
         reseed = self.global_rng == "sample"
-        for place, index in enumerate(indices, request.place):
-            scope.place = place
-            board[0] = index
-            if reseed:
-                self._generators.seed(_derive_global(scope.base, place))
-            try:
-                records.append(dataset[index])
-            except Exception as error:
-                raise RecordError(
-                    f"record with sample index {index} of {_name(dataset)} failed ({_write(error)}). "
-                    "The error that it raised is chained to this one."
-                ) from error
+        index, keep = -1, records.append
+        try:
+            for place, index in enumerate(indices, request.place):
+                scope.place = place
+                board[0] = index
+                if reseed:
+                    self._generators.seed(_derive_global(scope.base, place))
+                keep(dataset[index])
+        except Exception as error:
+            raise RecordError(
+                f"record with sample index {index} of {_name(dataset)} failed ({_write(error)}). "
+                "The error that it raised is chained to this one."
+            ) from error
         board[0] = -1
         return records
 

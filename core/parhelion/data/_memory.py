@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["empty", "make_batches_in"]
+__all__ = ["empty", "is_elsewhere", "make_batches_in"]
 
 _allocate: Callable[[Any, Any], npt.NDArray[Any]] = np.empty
 
@@ -24,6 +24,11 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float64) -> npt.
         dtype: of the array.
     """
     return _allocate(shape, dtype)
+
+
+def is_elsewhere() -> bool:
+    """Return whether :func:`empty` is more than ``numpy.empty`` here."""
+    return _allocate is not np.empty
 
 
 def make_batches_in(allocate: Callable[[Any, Any], npt.NDArray[Any]]) -> None:

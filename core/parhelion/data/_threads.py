@@ -6,7 +6,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Self
 
@@ -88,14 +88,10 @@ class ThreadBatches(Iterator[Any]):
         request, future = self._ahead.popleft()
         timeout = self._pool.options.timeout
         try:
+            self._check_pool()
             fetched = future.result(timeout or None)
+            self._check_pool()
             self._ask()
-        except CancelledError as error:
-            self.close()
-            raise WorkerError(
-                "the loader's threads were ended while it was iterated over; expected them to live until then. "
-                "Begin another iteration, which starts new ones."
-            ) from error
         except FutureTimeoutError as error:
             self.close()
             if future.done():  # the dataset raised it
@@ -110,6 +106,13 @@ class ThreadBatches(Iterator[Any]):
             raise
         self._tally.add(fetched.records, fetched.collation)
         return fetched.batch
+
+    def _check_pool(self) -> None:
+        if not self._pool.is_usable():
+            raise WorkerError(
+                "the loader's threads were ended while it was iterated over; expected them to live until then. "
+                "Begin another iteration, which starts new ones."
+            )
 
     def close(self) -> None:
         """Give no more batches, and make none."""
