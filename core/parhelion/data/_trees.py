@@ -1,0 +1,172 @@
+"""Trees of arrays: one function for all leaves of a tree, and rows put back in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from parhelion.errors import CollateError
+
+__all__ = ["Indices", "fuse", "group_rows", "map_tree", "merge_rows", "name_leaves"]
+
+Indices = npt.NDArray[np.int64]
+
+_get_type: Callable[[Any], Any] = type
+_Children = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
+
+
+def fuse(tree: Any, make: Callable[[Any], Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return a function that gives a tree like ``tree``, in which each leaf is what its own function gives.
+
+    Args:
+        tree: leaves in dicts, tuples, named tuples, lists, attrs and dataclass records.
+        make: returns the function of a leaf. All of them get the argument of the whole.
+    """
+    kind = _get_type(tree)
+    if kind is dict:
+        return functools.partial(_call_each_key, [(key, fuse(part, make)) for key, part in tree.items()])
+    if kind is tuple:
+        return functools.partial(_call_each, [fuse(part, make) for part in tree])
+    split = _split(tree)
+    if split is None:
+        return make(tree)
+    children, build = split
+    parts = [fuse(part, make) for _, part in children]
+    return lambda argument: build([part(argument) for part in parts])
+
+
+def _call_each_key(parts: list[tuple[Any, Callable[[Any], Any]]], argument: Any) -> dict[Any, Any]:
+    return {key: part(argument) for key, part in parts}
+
+
+def _call_each(parts: list[Callable[[Any], Any]], argument: Any) -> tuple[Any, ...]:
+    return tuple([part(argument) for part in parts])  # quicker than a generator
+
+
+def map_tree(tree: Any, change: Callable[[Any], Any], *, lists: bool = True) -> Any:
+    """Return a tree like ``tree`` with ``change(leaf)`` for each leaf.
+
+    Args:
+        tree: leaves in dicts, tuples, named tuples, lists, attrs and dataclass records.
+        change: gets each leaf, in the order of :func:`name_leaves`.
+        lists: whether lists are nodes; otherwise they are leaves.
+    """
+    split = _split(tree, lists)
+    if split is None:
+        return change(tree)
+    children, build = split
+    return build([map_tree(part, change, lists=lists) for _, part in children])
+
+
+def name_leaves(tree: Any, name: str = "", *, lists: bool = True) -> dict[str, Any]:
+    """Return the leaves by names that say how to get there, such as ``images.left`` or ``[1]``."""
+    split = _split(tree, lists)
+    if split is None:
+        return {name: tree}
+    found: dict[str, Any] = {}
+    for step, part in split[0]:
+        found |= name_leaves(part, f"{name}{step}" if name else step.removeprefix("."), lists=lists)
+    return found
+
+
+def _split(tree: Any, lists: bool = True) -> _Children | None:
+    """Return a node's children, each with the step that leads to it, and what builds such a node; None for a leaf."""
+    kind = _get_type(tree)
+    if isinstance(tree, Mapping):
+        keys = list(cast("Mapping[Any, Any]", tree))
+        children = [(f".{key}", tree[key]) for key in keys]
+        return children, lambda parts: dict(zip(keys, parts, strict=True))
+    fields = attrs.fields(kind) if attrs.has(kind) else getattr(kind, "__dataclass_fields__", {}).values()
+    if fields:
+        names = [field.name for field in fields]
+        return [(f".{name}", getattr(tree, name)) for name in names], functools.partial(_build_record, kind, names)
+    if isinstance(tree, tuple) and hasattr(kind, "_fields"):
+        pairs = zip(kind._fields, cast("tuple[Any, ...]", tree), strict=True)
+        return [(f".{name}", part) for name, part in pairs], lambda parts: kind(*parts)
+    if isinstance(tree, tuple) or (lists and isinstance(tree, list)):
+        children = [(f"[{place}]", part) for place, part in enumerate(cast("Sequence[Any]", tree))]
+        return children, cast("Callable[[list[Any]], Any]", tuple if isinstance(tree, tuple) else list)
+    return None
+
+
+def _build_record(kind: Any, names: Sequence[str], parts: Sequence[Any]) -> Any:
+    # Its constructor speaks about one record and may check; it may be frozen, too.
+    record = object.__new__(kind)
+    for name, part in zip(names, parts, strict=True):
+        object.__setattr__(record, name, part)
+    return record
+
+
+def group_rows(which: npt.NDArray[Any]) -> list[tuple[int, Indices]]:
+    """Return, for each number in ``which``, the places where it stands, in their order."""
+    order = np.argsort(which, kind="stable")
+    numbers = which[order]
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    return [(int(numbers[start]), places) for start, places in zip(starts, np.split(order, starts[1:]), strict=True)]
+
+
+def merge_rows(parts: Sequence[tuple[Indices, Any]], size: int, names: Sequence[str]) -> Any:
+    """Return one batch of ``size`` rows from batches that each have some of them.
+
+    Arrays are joined along their first axis; what is a list below the top is taken as one value for each row.
+
+    Args:
+        parts: the places of the rows, and the batch that has them.
+        size: rows in all.
+        names: what each batch is called in an error.
+
+    Raises:
+        CollateError: the batches differ in structure, shape or dtype.
+    """
+    columns = [name_leaves(batch, lists=False) for _, batch in parts]
+    for name, other in zip(names, columns, strict=True):
+        if list(other) != list(columns[0]):
+            raise CollateError(
+                f"batches cannot be joined: that of {name} has the fields {_write(other)}; expected "
+                f"{_write(columns[0])} as in that of {names[0]}. Let all of them return the same structure."
+            )
+    places = [place for place, _ in parts]
+    leaves = iter([_merge([c[key] for c in columns], places, size, key, names) for key in columns[0]])
+    return map_tree(parts[0][1], lambda _: next(leaves), lists=False)
+
+
+def _merge(leaves: list[Any], places: list[Indices], size: int, key: str, names: Sequence[str]) -> Any:
+    first, expected = leaves[0], _describe(leaves[0])
+    for name, leaf in zip(names, leaves, strict=True):
+        found = _describe(leaf)
+        if found != expected or not (_is_list(leaf) or hasattr(leaf, "shape")):
+            raise CollateError(
+                f"batches cannot be joined: {f'field {key!r}' if key else 'the batch'} of {name} is {found}; expected "
+                f"{expected if found != expected else 'an array or a list'} as in {names[0]}. Change what one of them "
+                "returns."
+            )
+    if _is_list(first):
+        values = dict(pair for where, leaf in zip(places, leaves, strict=True) for pair in zip(where.tolist(), leaf, strict=True))
+        return [values[place] for place in range(size)]
+    shape = (size, *first.shape[1:])
+    # A tensor is made by its own kind; torch takes NumPy's places.
+    out: Any = first.new_empty(shape) if hasattr(first, "new_empty") else np.empty(shape, first.dtype)
+    for where, leaf in zip(places, leaves, strict=True):
+        out[where] = leaf
+    return out
+
+
+def _is_list(leaf: Any) -> bool:
+    return isinstance(leaf, list)
+
+
+def _describe(leaf: Any) -> str:
+    shape = getattr(leaf, "shape", None)
+    if shape is None:
+        return f"a {_get_type(leaf).__name__}"
+    return f"{leaf.dtype} with rows of shape {tuple(shape[1:])}"
+
+
+def _write(columns: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, columns))
