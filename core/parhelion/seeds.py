@@ -266,9 +266,9 @@ def each_sample() -> Yields[Callable[[int], None], None, None]:
 
 @contextmanager
 def some_samples(places: Sequence[int]) -> Yields[None, None, None]:
-    """Let ``sample_rng(k)`` mean the record at ``places[k]`` of the list of indices; outside a fetch nothing is changed.
+    """Let ``sample_rng(k)`` mean the record at ``places[k]`` of the list of indices.
 
-    It is for a dataset that hands parts of the list to other datasets.
+    It is for a dataset that hands parts of the list to other datasets; outside a fetch nothing is changed.
 
     Args:
         places: where the indices of the shorter list stand in the longer one.

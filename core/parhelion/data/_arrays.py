@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from ._trees import Indices, fuse, map_tree, name_leaves
 __all__ = ["ArrayDataset", "open_npy"]
 
 _get_type: Callable[[Any], Any] = type
+_is: Callable[[Any, Any], bool] = isinstance  # without narrowing: what is inside of something that is Any is Any
 
 
 class ArrayDataset:
@@ -81,7 +82,7 @@ class ArrayDataset:
         return self._get(index)
 
     def __getitems__(self, indices: Sequence[int] | Indices) -> Any:
-        return self._take(indices if isinstance(indices, np.ndarray) else np.asarray(indices, np.int64))
+        return self._take(indices if _is(indices, np.ndarray) else np.asarray(indices, np.int64))
 
     def get_records(self, indices: Sequence[int]) -> list[Any]:
         """Return the records with those indices, one by one."""
@@ -113,22 +114,23 @@ def open_npy(paths: Any) -> Any:
 
 
 def _open(path: Any) -> npt.NDArray[Any]:
-    if not isinstance(path, (str, os.PathLike)):
+    if not _is(path, (str, os.PathLike)):
         raise InvalidTypeError(f"path is {path!r:.80}; expected the path of an .npy file, or a tree of paths.")
     try:
-        array: Any = np.load(cast("os.PathLike[str]", path), mmap_mode="r", allow_pickle=False)
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InvalidValueError(
-            f"{os.fspath(path)!r} cannot be mapped ({type(error).__name__}: {error}); expected an .npy file of numbers. "
-            "Write it with numpy.save(path, array)."
+            f"{os.fspath(path)!r} cannot be mapped ({type(error).__name__}: {error}); expected an .npy file of "
+            "numbers. Write it with numpy.save(path, array)."
         ) from error
-    if not isinstance(array, np.memmap):
+    if not _is(array, np.memmap):
         getattr(array, "close", bool)()
         raise InvalidValueError(
             f"{os.fspath(path)!r} is an archive of several arrays; expected an .npy file with one. Write each with "
             "numpy.save."
         )
-    return array
+    mapped: npt.NDArray[Any] = array
+    return mapped
 
 
 def _check(name: str, leaf: Any) -> npt.NDArray[Any]:
@@ -138,8 +140,8 @@ def _check(name: str, leaf: Any) -> npt.NDArray[Any]:
         which = f"array {name!r}" if name else "the only array"
         found = f"a {_get_type(leaf).__name__}" if array is None else f"of shape {array.shape} and dtype {array.dtype}"
         raise InvalidTypeError(
-            f"{which} of the dataset is {found}; expected numbers, booleans or text in an array whose first axis is the "
-            "records. Leave it out, or give it one entry for each record."
+            f"{which} of the dataset is {found}; expected numbers, booleans or text in an array whose first axis is "
+            "the records. Leave it out, or give it one entry for each record."
         )
     return array
 
@@ -159,7 +161,7 @@ def _count_rows(leaves: dict[str, npt.NDArray[Any]]) -> int:
 
 def _write(name: str, array: npt.NDArray[Any]) -> str:
     root = _find_memmap(array)
-    where = "" if root is None else f" in {os.fspath(root.filename)!r}"
+    where = "" if root is None else f" in {str(root.filename)!r}"
     return f"{name!r}{where} of shape {array.shape}"
 
 
@@ -190,7 +192,7 @@ def _pack(array: npt.NDArray[Any]) -> npt.NDArray[Any] | _Part:
     if root is None or root.mode == "c" or not array.flags.c_contiguous or not array.size:
         return array
     start = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-    return _Part(os.fspath(root.filename), array.dtype, root.offset + start, array.shape)
+    return _Part(str(root.filename), array.dtype, root.offset + start, array.shape)
 
 
 def _unpack(part: npt.NDArray[Any] | _Part) -> npt.NDArray[Any]:
@@ -200,15 +202,15 @@ def _unpack(part: npt.NDArray[Any] | _Part) -> npt.NDArray[Any]:
         return np.asarray(np.memmap(part.path, part.dtype, "r", part.offset, part.shape))
     except (OSError, ValueError) as error:
         raise InvalidValueError(
-            f"{part.path!r} cannot be mapped again ({type(error).__name__}: {error}); expected the file that the dataset "
-            "was made of, also in worker processes. Keep it where it is."
+            f"{part.path!r} cannot be mapped again ({type(error).__name__}: {error}); expected the file that the "
+            "dataset was made of, also in worker processes. Keep it where it is."
         ) from error
 
 
 def _find_memmap(array: Any) -> Any:
     """Return the memory map that an array is a part of, as it was opened; None if there is none that has a file."""
-    while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap) and not isinstance(array.base, np.ndarray):
+    while _is(array, np.ndarray):
+        if _is(array, np.memmap) and not _is(array.base, np.ndarray):
             return array if array.filename is not None else None
         array = array.base
     return None

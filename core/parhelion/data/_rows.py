@@ -18,6 +18,7 @@ From 32 MiB on an allocation always gets new pages from the kernel, whose first 
 from __future__ import annotations
 
 import functools
+import itertools
 import mmap
 import os
 import resource
@@ -92,7 +93,7 @@ class _LargeRows:
         # An output that is checked on the way would be copied once more; negative rows are the last ones.
         rows = np.where(rows < 0, rows + len(array), rows)
         cuts = [count * k // self._num_threads for k in range(self._num_threads + 1)]
-        parts = [slice(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        parts = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
         pool = self._get_pool()
         waiting = [pool.submit(array.take, rows[part], 0, out[part], "clip") for part in parts[1:]]
         array.take(rows[parts[0]], 0, out[parts[0]], "clip")

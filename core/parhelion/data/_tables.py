@@ -13,11 +13,13 @@ import numpy as np
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
 
-from ._columns import Options, TakeRows, get_pyarrow, make_column, open_column
+from ._columns import Options, TakeRows, check_column, get_pyarrow, make_column
 from ._params import check_known
 from ._trees import Indices, group_rows, merge_rows
 
 __all__ = ["ArrowDataset", "TableRows", "split_rows"]
+
+_is: Callable[[Any, Any], bool] = isinstance  # without narrowing: what is inside of something that is Any is Any
 
 _PARQUET: Final = b"PAR1"
 _FILE: Final = b"ARROW1"
@@ -26,8 +28,8 @@ _FILE: Final = b"ARROW1"
 class ArrowDataset:
     """The rows of a table of Arrow, or of files of Arrow (also called Feather) or Parquet.
 
-    A batch is a dict by column. Numbers and booleans become arrays with the column's dtype, fixed-size lists of k numbers
-    arrays of shape (batch, k), other lists of numbers a list of arrays, text and bytes a list, structs a dict.
+    A batch is a dict by column. Numbers and booleans become arrays with the column's dtype, fixed-size lists of k
+    numbers arrays of shape (batch, k), other lists of numbers a list of arrays, text and bytes a list, structs a dict.
 
     Files of Arrow are mapped into memory: what is not touched is never read, unless they are compressed. Of Parquet
     whole row groups are read, as they are asked for, and as many kept as ``cache_bytes`` holds. With an order that
@@ -59,15 +61,15 @@ class ArrowDataset:
         cache_bytes: int = 2**28,
     ) -> None:
         arrow = get_pyarrow()
-        if isinstance(source, (str, os.PathLike)):
+        if _is(source, (str, os.PathLike)):
             source = [source]
-        if not isinstance(source, arrow.Table):
-            if not isinstance(source, (list, tuple)) or not source or not all(map(_is_path, cast("Any", source))):
+        if not _is(source, arrow.Table):
+            if not _is(source, (list, tuple)) or not source or not all(map(_is_path, source)):
                 raise InvalidTypeError(
                     f"source is a {type(source).__name__}; expected a pyarrow.Table, the path of a file of Arrow or "
                     "Parquet, or a list of paths."
                 )
-            source = [os.fspath(path) for path in cast("Sequence[Any]", source)]
+            source = [os.fspath(path) for path in source]
         if cache_bytes < 0:
             raise InvalidValueError(f"cache_bytes is {cache_bytes}; expected an integer >= 0.")
         self._source: Any = source
@@ -77,12 +79,12 @@ class ArrowDataset:
 
     def _open(self) -> None:
         source = self._source
-        if not isinstance(source, list):
+        if not _is(source, list):
             self._rows: TableRows | _ParquetRows = TableRows(_select(source, self._columns), Options(self._fill_null))
-        elif all(_read_magic(path) == _PARQUET for path in cast("list[str]", source)):
+        elif all(_read_magic(path) == _PARQUET for path in source):
             self._rows = _ParquetRows(source, self._columns, Options(self._fill_null), self._cache_bytes)
         else:
-            tables = [_open_arrow(path, self._columns) for path in cast("list[str]", source)]
+            tables = [_open_arrow(path, self._columns) for path in source]
             _check_same([(path, table.schema) for path, (table, _) in zip(source, tables, strict=True)])
             parts = [TableRows(table, Options(self._fill_null, mapping)) for table, mapping in tables]
             self._rows = parts[0] if len(parts) == 1 else TableRows.join(parts)
@@ -129,10 +131,10 @@ class TableRows:
         if not table.num_columns:
             raise InvalidValueError("table has no column; expected at least one. Name those that are wanted.")
         for field in table.schema:
-            open_column(field.name, field.type)
+            check_column(field.name, field.type)
         takes: list[TakeRows] = []
         starts = [0]
-        for batch in table.to_batches() if table.num_rows else table.schema.empty_table().combine_chunks().to_batches():
+        for batch in table.to_batches():
             takes.append(_make_take(batch, first + starts[-1], options))
             starts.append(starts[-1] + batch.num_rows)
         self._set(takes, starts)
@@ -146,7 +148,7 @@ class TableRows:
         """Return the rows of several tables, one after the other."""
         joined = object.__new__(cls)
         starts = np.cumsum([0, *(part.size for part in parts)]).tolist()
-        joined._set([part.take for part in parts], starts)  # noqa: SLF001 - its own class
+        joined._set([part.take for part in parts], starts)
         return joined
 
 
@@ -163,7 +165,7 @@ class _ParquetRows:
         _check_same(schemas)
         self._names = schemas[0][1].names if columns is None else columns
         for name in self._names:
-            open_column(name, schemas[0][1].field(name).type)
+            check_column(name, schemas[0][1].field(name).type)
         self._groups = [(file, k) for file in self._files for k in range(file.num_row_groups)]
         self._groups = [(file, k) for file, k in self._groups if file.metadata.row_group(k).num_rows]
         sizes = [file.metadata.row_group(k).num_rows for file, k in self._groups]
@@ -208,10 +210,7 @@ def _join_takes(get_take: Callable[[int], TakeRows], starts: Sequence[int]) -> T
 
 def split_rows(batch: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
     """Return the records of a batch whose columns are arrays, lists, and dicts of these."""
-    columns = {
-        name: split_rows(cast("dict[str, Any]", column), size) if isinstance(column, dict) else column
-        for name, column in batch.items()
-    }
+    columns = {name: split_rows(column, size) if _is(column, dict) else column for name, column in batch.items()}
     return [{name: column[row] for name, column in columns.items()} for row in range(size)]
 
 
@@ -230,7 +229,7 @@ def _check_rows(indices: Sequence[int] | Indices, size: int) -> Indices:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike))
+    return _is(value, (str, os.PathLike))
 
 
 def _read_magic(path: str) -> bytes:
@@ -262,15 +261,15 @@ def _open_arrow(path: str, columns: Sequence[str] | None) -> tuple[Any, mmap.mma
         reader: Any = arrow.ipc.open_file(buffer) if is_file else arrow.ipc.open_stream(buffer)
         return _select(reader.read_all(), columns), mapping
     except (OSError, ValueError, arrow.ArrowInvalid) as error:
-        if isinstance(error, InvalidValueError):
+        if _is(error, InvalidValueError):
             raise
         raise _no_table(path, error) from error
 
 
 def _no_table(path: str, error: Exception) -> InvalidValueError:
     return InvalidValueError(
-        f"{path!r} cannot be read as a table ({type(error).__name__}: {error}); expected files of Arrow, or all of them "
-        "of Parquet. Write it with pyarrow.feather.write_feather(table, path, compression='uncompressed')."
+        f"{path!r} cannot be read as a table ({type(error).__name__}: {error}); expected files of Arrow, or all of "
+        "them of Parquet. Write it with pyarrow.feather.write_feather(table, path, compression='uncompressed')."
     )
 
 
@@ -286,8 +285,8 @@ def _check_same(schemas: Iterable[tuple[str, Any]]) -> None:
     for path, schema in others:
         if not schema.equals(expected):
             raise InvalidValueError(
-                f"columns of {path!r} are {_write(schema)} and those of {first!r} {_write(expected)}; expected the same. "
-                "Make a dataset of each, and join them with ConcatDataset."
+                f"columns of {path!r} are {_write(schema)} and those of {first!r} {_write(expected)}; expected the "
+                "same. Make a dataset of each, and join them with ConcatDataset."
             )
 
 

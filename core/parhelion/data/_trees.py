@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -18,6 +17,7 @@ __all__ = ["Indices", "fuse", "group_rows", "map_tree", "merge_rows", "name_leav
 Indices = npt.NDArray[np.int64]
 
 _get_type: Callable[[Any], Any] = type
+_is: Callable[[Any, Any], bool] = isinstance  # without narrowing: what is inside of something that is Any is Any
 _Children = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
 
 
@@ -77,21 +77,23 @@ def name_leaves(tree: Any, name: str = "", *, lists: bool = True) -> dict[str, A
 
 def _split(tree: Any, lists: bool = True) -> _Children | None:
     """Return a node's children, each with the step that leads to it, and what builds such a node; None for a leaf."""
-    kind = _get_type(tree)
-    if isinstance(tree, Mapping):
-        keys = list(cast("Mapping[Any, Any]", tree))
+    kind: Any = _get_type(tree)
+    if _is(tree, Mapping):
+        keys = list(tree)
         children = [(f".{key}", tree[key]) for key in keys]
         return children, lambda parts: dict(zip(keys, parts, strict=True))
-    fields = attrs.fields(kind) if attrs.has(kind) else getattr(kind, "__dataclass_fields__", {}).values()
+    fields: Any = (
+        attrs.fields(kind) if hasattr(kind, "__attrs_attrs__") else getattr(kind, "__dataclass_fields__", {}).values()
+    )
     if fields:
         names = [field.name for field in fields]
         return [(f".{name}", getattr(tree, name)) for name in names], functools.partial(_build_record, kind, names)
-    if isinstance(tree, tuple) and hasattr(kind, "_fields"):
-        pairs = zip(kind._fields, cast("tuple[Any, ...]", tree), strict=True)
+    if _is(tree, tuple) and hasattr(kind, "_fields"):
+        pairs = zip(kind._fields, tree, strict=True)
         return [(f".{name}", part) for name, part in pairs], lambda parts: kind(*parts)
-    if isinstance(tree, tuple) or (lists and isinstance(tree, list)):
-        children = [(f"[{place}]", part) for place, part in enumerate(cast("Sequence[Any]", tree))]
-        return children, cast("Callable[[list[Any]], Any]", tuple if isinstance(tree, tuple) else list)
+    if _is(tree, tuple) or (lists and _is(tree, list)):
+        children = [(f"[{place}]", part) for place, part in enumerate(tree)]
+        return children, cast("Callable[[list[Any]], Any]", tuple if _is(tree, tuple) else list)
     return None
 
 
@@ -147,7 +149,9 @@ def _merge(leaves: list[Any], places: list[Indices], size: int, key: str, names:
                 "returns."
             )
     if _is_list(first):
-        values = dict(pair for where, leaf in zip(places, leaves, strict=True) for pair in zip(where.tolist(), leaf, strict=True))
+        values = dict(
+            pair for where, leaf in zip(places, leaves, strict=True) for pair in zip(where.tolist(), leaf, strict=True)
+        )
         return [values[place] for place in range(size)]
     shape = (size, *first.shape[1:])
     # A tensor is made by its own kind; torch takes NumPy's places.
@@ -158,7 +162,7 @@ def _merge(leaves: list[Any], places: list[Indices], size: int, key: str, names:
 
 
 def _is_list(leaf: Any) -> bool:
-    return isinstance(leaf, list)
+    return _is(leaf, list)
 
 
 def _describe(leaf: Any) -> str:
