@@ -11,7 +11,7 @@ from parhelion.errors import InvalidTypeError
 
 from ._columns import Options, get_pyarrow
 from ._tables import TableRows, split_rows
-from ._trees import Indices, map_tree
+from ._trees import Indices
 
 __all__ = ["HuggingFaceDataset", "is_huggingface"]
 
@@ -100,14 +100,17 @@ class HuggingFaceDataset:
         size = len(self.dataset)
         if len(rows) and not 0 <= rows.min() <= rows.max() < size:
             raise IndexError(f"index is {rows[(rows < 0) | (rows >= size)][0]}; expected one from 0 to {size - 1}.")
-        batch = self._rows.take(rows if self._order is None else self._order[rows])
-        return map_tree(batch, self._cast)
+        return self._cast(self._rows.take(rows if self._order is None else self._order[rows]))
 
-    def _cast(self, leaf: Any) -> Any:
-        kind = leaf.dtype.kind if _is(leaf, np.ndarray) else ""
-        if kind not in {"i", "u", "f"}:
-            return leaf
-        return leaf.astype(self._dtype or (np.float32 if kind == "f" else np.int64), copy=False)
+    def _cast(self, column: Any) -> Any:
+        if _is(column, dict):
+            return {name: self._cast(part) for name, part in column.items()}
+        if _is(column, list):
+            return [*map(self._cast, column)] if column and _is(column[0], np.ndarray) else column
+        kind = column.dtype.kind
+        if kind == "b":
+            return column
+        return column.astype(self._dtype or (np.float32 if kind == "f" else np.int64), copy=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "_fill_null": self._fill_null}

@@ -144,7 +144,7 @@ class CutMix(_Mix):
         window: list[slice] = [slice(None)] * inputs.ndim
         area = 1.0
         for axis in self.axes:
-            size = inputs.shape[axis]
+            size = int(inputs.shape[axis])
             half = int(size * math.sqrt(1 - share)) // 2
             center = int(rng.integers(size))
             start, stop = max(center - half, 0), min(center + half, size)

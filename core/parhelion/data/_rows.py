@@ -48,10 +48,11 @@ def get_take(
         num_threads: threads for what is large; None takes one for each core, up to four.
         mapping: the file in memory that the array is a part of; found if the array is NumPy's.
     """
-    if not (array.flags.c_contiguous and array.flags.aligned):
+    if np.ma.isMaskedArray(array) or not (array.flags.c_contiguous and array.flags.aligned):
         # Of such an array `take` would make a copy first, each time.
         get: Callable[[Indices], npt.NDArray[Any]] = array.__getitem__
         return get
+    array = np.asarray(array)  # parts of a memory map would be memory maps
     mapping = find_map(array) if mapping is None else mapping
     if mapping is not None and hasattr(mapping, "madvise") and array.size:
         return _MappedRows(array, mapping, num_threads).take

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -78,7 +79,9 @@ def name_leaves(tree: Any, name: str = "", *, lists: bool = True) -> dict[str, A
 def _split(tree: Any, lists: bool = True) -> _Children | None:
     """Return a node's children, each with the step that leads to it, and what builds such a node; None for a leaf."""
     kind: Any = _get_type(tree)
-    if _is(tree, Mapping):
+    if kind is np.ndarray:
+        return None  # most of them are, and the rest takes long
+    if kind is dict or _is(tree, Mapping):
         keys = list(tree)
         children = [(f".{key}", tree[key]) for key in keys]
         return children, lambda parts: dict(zip(keys, parts, strict=True))
@@ -116,7 +119,7 @@ def group_rows(which: npt.NDArray[Any]) -> list[tuple[int, Indices]]:
 def merge_rows(parts: Sequence[tuple[Indices, Any]], size: int, names: Sequence[str]) -> Any:
     """Return one batch of ``size`` rows from batches that each have some of them.
 
-    Arrays are joined along their first axis; what is a list below the top is taken as one value for each row.
+    Arrays are joined along their first axis; a list is taken as one value for each row.
 
     Args:
         parts: the places of the rows, and the batch that has them.
@@ -133,43 +136,60 @@ def merge_rows(parts: Sequence[tuple[Indices, Any]], size: int, names: Sequence[
                 f"batches cannot be joined: that of {name} has the fields {_write(other)}; expected "
                 f"{_write(columns[0])} as in that of {names[0]}. Let all of them return the same structure."
             )
-    places = [place for place, _ in parts]
-    leaves = iter([_merge([c[key] for c in columns], places, size, key, names) for key in columns[0]])
+    origin = np.empty(size, np.int64)
+    origin[np.concatenate([places for places, _ in parts])] = np.arange(size)
+    leaves = iter([_merge([column[key] for column in columns], origin, key, names) for key in columns[0]])
     return map_tree(parts[0][1], lambda _: next(leaves), lists=False)
 
 
-def _merge(leaves: list[Any], places: list[Indices], size: int, key: str, names: Sequence[str]) -> Any:
-    first, expected = leaves[0], _describe(leaves[0])
-    for name, leaf in zip(names, leaves, strict=True):
-        found = _describe(leaf)
-        if found != expected or not (_is_list(leaf) or hasattr(leaf, "shape")):
-            raise CollateError(
-                f"batches cannot be joined: {f'field {key!r}' if key else 'the batch'} of {name} is {found}; expected "
-                f"{expected if found != expected else 'an array or a list'} as in {names[0]}. Change what one of them "
-                "returns."
-            )
-    if _is_list(first):
-        values = dict(
-            pair for where, leaf in zip(places, leaves, strict=True) for pair in zip(where.tolist(), leaf, strict=True)
-        )
-        return [values[place] for place in range(size)]
-    shape = (size, *first.shape[1:])
+def _merge(leaves: list[Any], origin: Indices, key: str, names: Sequence[str]) -> Any:
+    """Return the rows of several leaves, the row at each place being that of ``origin`` of all in a line."""
+    traits = [_trait(leaf) for leaf in leaves]
+    if traits.count(traits[0]) != len(traits) or traits[0][0] is None:
+        raise _differs(leaves, key, names)
+    if _is(leaves[0], list):
+        values = [*itertools.chain.from_iterable(leaves)]
+        return [values[place] for place in origin.tolist()]
+    if not hasattr(leaves[0], "new_empty"):
+        return np.concatenate(leaves).take(origin, axis=0)
     # A tensor is made by its own kind; torch takes NumPy's places.
-    out: Any = first.new_empty(shape) if hasattr(first, "new_empty") else np.empty(shape, first.dtype)
-    for where, leaf in zip(places, leaves, strict=True):
-        out[where] = leaf
-    return out
+    joined: Any = leaves[0].new_empty((len(origin), *leaves[0].shape[1:]))
+    start = 0
+    places = np.argsort(origin)
+    for leaf in leaves:
+        joined[places[start : start + len(leaf)]] = leaf
+        start += len(leaf)
+    return joined
 
 
-def _is_list(leaf: Any) -> bool:
-    return _is(leaf, list)
+def _trait(leaf: Any) -> tuple[Any, Any]:
+    """Return what leaves that are joined have in common; None where they cannot be."""
+    if _is(leaf, list):
+        return list, None
+    shape = getattr(leaf, "shape", None)
+    return (leaf.dtype, tuple(shape[1:])) if shape else (None, _get_type(leaf))
+
+
+def _differs(leaves: list[Any], key: str, names: Sequence[str]) -> CollateError:
+    what = f"field {key!r}" if key else "the batch"
+    expected = _describe(leaves[0])
+    for name, leaf in zip(names, leaves, strict=True):
+        if _describe(leaf) != expected:
+            return CollateError(
+                f"batches cannot be joined: {what} of {name} is {_describe(leaf)}; expected {expected} as in that of "
+                f"{names[0]}. Change what one of them returns."
+            )
+    return CollateError(
+        f"batches cannot be joined: {what} is {expected}; expected an array or a list, with an entry for each record. "
+        "Change what the datasets return."
+    )
 
 
 def _describe(leaf: Any) -> str:
-    shape = getattr(leaf, "shape", None)
-    if shape is None:
+    dtype, shape = _trait(leaf)
+    if dtype is list or dtype is None:
         return f"a {_get_type(leaf).__name__}"
-    return f"{leaf.dtype} with rows of shape {tuple(shape[1:])}"
+    return f"{dtype} with rows of shape {shape}"
 
 
 def _write(columns: Mapping[str, Any]) -> str:
