@@ -127,8 +127,8 @@ def test_iterating_ends_after_the_last_record():
 @pytest.mark.parametrize(
     ("made", "error", "message"),
     [
-        ({"x": np.zeros(3), "y": {"z": np.zeros((4, 2))}}, InvalidValueError, "'x' of shape (3,) and 'y.z' of shape (4, 2) "
-         "have 3 and 4 rows; expected the same first axis"),
+        ({"x": np.zeros(3), "y": {"z": np.zeros((4, 2))}}, InvalidValueError, "'x' of shape (3,) and 'y.z' of shape "),
+        ((np.zeros(3), np.zeros((4, 2))), InvalidValueError, "have 3 and 4 rows; expected the same first axis in all"),
         ({}, InvalidValueError, "arrays are none; expected at least one"),
         ([np.zeros(3)], InvalidTypeError, "arrays are a list, which may as well be a list of records"),
         ((np.zeros(3), 5), InvalidTypeError, "array '[1]' of the dataset is a int; expected numbers"),
@@ -271,7 +271,7 @@ def test_what_cannot_be_mapped_is_named(tmp_path):
             open_npy({"x": tmp_path / name})
     with pytest.raises(InvalidValueError, match=r"many.npz' is an archive of several arrays; expected an .npy file"):
         open_npy(tmp_path / "many.npz")
-    with pytest.raises(InvalidTypeError, match="path is 3; expected the path of an .npy file"):
+    with pytest.raises(InvalidTypeError, match=r"path is 3; expected the path of an .npy file"):
         open_npy([3])
 
 
@@ -343,5 +343,5 @@ def test_workers_give_the_same_batches_and_map_the_same_file(tmp_path):
 
 def test_an_index_out_of_range_is_named_by_the_fetch():
     loader = Loader(ArrayDataset(np.zeros(3)), ResumableRandomSampler(range(9), batch_size=9))
-    with pytest.raises(RecordError, match="sample indices .* of ArrayDataset failed together"):
+    with pytest.raises(RecordError, match=r"sample indices .* of ArrayDataset failed together"):
         next(iter(loader))
