@@ -156,10 +156,12 @@ class CutMix(_Mix):
 
 
 def _blend(one: _Array, other: _Array, share: float) -> _Array:
+    """Return the sum of the shares, in the memory of ``other``."""
     # In the dtype of the arrays: one rounding for each product, on every machine the same.
     first = one.dtype.type(share)
-    mixed: _Array = one * first
-    mixed += other * (one.dtype.type(1) - first)
+    mixed: _Array = other
+    mixed *= one.dtype.type(1) - first
+    mixed += one * first
     return mixed
 
 

@@ -198,6 +198,8 @@ def _join_takes(get_take: Callable[[int], TakeRows], starts: Sequence[int]) -> T
     firsts = np.asarray(starts[:-1], np.int64)
 
     def take(rows: Indices) -> Any:
+        if not len(rows):
+            return get_take(0)(rows)
         groups = group_rows(np.searchsorted(firsts, rows, "right") - 1)
         if len(groups) == 1:
             number = groups[0][0]

@@ -112,8 +112,8 @@ def group_rows(which: npt.NDArray[Any]) -> list[tuple[int, Indices]]:
     """Return, for each number in ``which``, the places where it stands, in their order."""
     order = np.argsort(which, kind="stable")
     numbers = which[order]
-    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
-    return [(int(numbers[start]), places) for start, places in zip(starts, np.split(order, starts[1:]), strict=True)]
+    bounds = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(order)]
+    return [(int(numbers[start]), order[start:stop]) for start, stop in itertools.pairwise(bounds)]
 
 
 def merge_rows(parts: Sequence[tuple[Indices, Any]], size: int, names: Sequence[str]) -> Any:

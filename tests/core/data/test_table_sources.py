@@ -135,6 +135,17 @@ def test_columns_become_arrays_of_their_dtypes_and_lists():
     assert ArrowDataset(table)[2]["n"] == 3
 
 
+def test_a_slice_of_a_table_has_its_own_rows_of_every_kind():
+    table = pa.table({
+        "l": [[1], [2, 3], [4], [5, 6, 7]],
+        "v": pa.array([[k, k + 1] for k in range(4)], pa.list_(pa.int8(), 2)),
+        "b": [True, False, False, True],
+        "s": [{"t": "a"}, {"t": "b"}, {"t": "c"}, {"t": "d"}],
+        "c": pa.array(["x", "y", "z", "x"]).dictionary_encode(),
+    }).slice(1, 3)  # fmt: skip
+    check(ArrowDataset(table), table, [2, 0, 1])
+
+
 def test_columns_can_be_chosen_and_have_the_order_that_is_asked_for(tmp_path):
     table = pa.table({"a": [1, 2], "b": [3, 4], "when": pa.array([0, 0], pa.timestamp("s"))})
     parquet.write_table(table, tmp_path / "t.parquet")
@@ -218,7 +229,8 @@ def test_no_rows_asked_for_and_no_rows_there(tmp_path):
     assert len(ArrowDataset(table)) == 0
     parquet.write_table(table, tmp_path / "t.parquet")
     assert len(ArrowDataset(tmp_path / "t.parquet")) == 0
-    assert ArrowDataset(pa.table({"x": [1, 2]})).__getitems__([])["x"].shape == (0,)
+    for chunks in ([[1, 2]], [[1], [2]]):
+        assert ArrowDataset(pa.table({"x": pa.chunked_array(chunks)})).__getitems__([])["x"].shape == (0,)
 
 
 def test_what_is_no_table_is_refused(tmp_path):
