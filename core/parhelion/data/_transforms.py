@@ -163,8 +163,7 @@ class Collate:
 
     def finish(self, batch: Any) -> Any:
         """Return what the functions make of a finished batch."""
-        with each_sample() as turn_to:
-            turn_to(0)  # the stream of the whole batch
+        with each_sample():  # the first stream is that of the whole batch
             return self.then(batch)
 
     def followed_by(self, function: Transform) -> Collate:
