@@ -1,16 +1,16 @@
 """Rows of one array: as NumPy takes them, in several threads where they are many bytes, read ahead where on disk.
 
-What is measured behind the choices here, on two cores, in milliseconds per batch of rows at random places:
+What was measured on two cores, in milliseconds per batch of rows at random places:
 
-================================  ==========  ===========
-rows                              one thread  two threads
-================================  ==========  ===========
-in memory, 64 x 147 KiB (9 MiB)   0.28        0.25
-in memory, 256 x 147 KiB (37 MiB) 6.4         4.4
-in memory, 147 MiB                21.5        13.4
-mapped and not in memory, 9 MiB   38, 7.5 if read ahead   30
-mapped and not in memory, 1 MiB   33, 3.6 if read ahead   27
-================================  ==========  ===========
+==================================  ==========  ===========  ==========
+rows                                one thread  two threads  read ahead
+==================================  ==========  ===========  ==========
+in memory, 64 of 147 KiB, 9 MiB           0.28         0.25
+in memory, 256 of 147 KiB, 37 MiB          6.4          4.4
+in memory, 1024 of 147 KiB, 147 MiB         21           13
+in a file, 64 of 147 KiB, 9 MiB             38           30         7.5
+in a file, 256 of 4 KiB, 1 MiB              33           27         3.6
+==================================  ==========  ===========  ==========
 
 From 32 MiB on an allocation always gets new pages from the kernel, whose first touch costs more than the copy.
 """
