@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable, Sequence
 from collections.abc import Generator as Yields
 from contextlib import contextmanager
 from typing import Any, Self, cast
@@ -26,9 +27,11 @@ __all__ = [
     "SampleScope",
     "check_seed",
     "derive",
+    "each_sample",
     "get_default_seed",
     "sample_rng",
     "sample_scope",
+    "some_samples",
 ]
 
 MAX_SEED = 2**64 - 1
@@ -136,6 +139,10 @@ class SampleScope:
             return stream.generator
         return self._start(place, _thread.idle.pop() if _thread.idle else _Stream())
 
+    def nth_rng(self, k: int) -> np.random.Generator:
+        """Return the generator of the sample that stands ``k`` places behind the first."""
+        return self.rng(self.first + k)
+
     def current_rng(self) -> np.random.Generator:
         """Return the generator of the sample at :attr:`place`: that of the one before, with a new key."""
         place = self.place
@@ -160,9 +167,35 @@ class SampleScope:
         self._streams.clear()
 
 
+class _Part:
+    """Some samples of a fetch, or one after the other: its streams are those of the scope that it is part of."""
+
+    __slots__ = ("_scope", "_steps", "batched", "k")
+
+    def __init__(self, scope: SampleScope | _Part, steps: Sequence[int] | None, *, batched: bool) -> None:
+        self._scope, self._steps = scope, steps
+        self.batched = batched
+        self.k = 0
+
+    def nth_rng(self, k: int) -> np.random.Generator:
+        if self._steps is None:
+            return self._scope.nth_rng(k)
+        if k >= len(self._steps):
+            raise InvalidValueError(
+                f"k is {k}; expected the place of a record in the list of {len(self._steps)} indices, from 0."
+            )
+        return self._scope.nth_rng(self._steps[k])
+
+    def current_rng(self) -> np.random.Generator:
+        return self.nth_rng(self.k)
+
+    def turn_to(self, k: int) -> None:
+        self.k = k
+
+
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.scopes: list[SampleScope] = []
+        self.scopes: list[SampleScope | _Part] = []
         self.idle: list[_Stream] = []
 
 
@@ -207,7 +240,53 @@ def sample_rng(k: int | None = None) -> np.random.Generator:
         return scope.current_rng()
     if k < 0:
         raise InvalidValueError(f"k is {k}; expected the place of a record in the list of indices, from 0.")
-    return scope.rng(scope.first + k)
+    return scope.nth_rng(k)
+
+
+@contextmanager
+def each_sample() -> Yields[Callable[[int], None], None, None]:
+    """Let records that were fetched together be handled one after the other, each with its own stream.
+
+    Call what this yields with a record's place in the list of indices; from then on :func:`sample_rng` returns its
+    generator, which goes on where the dataset left it. What is drawn for a record is so the same as if it were fetched
+    alone. Outside a fetch nothing is changed.
+    """
+    if not _thread.scopes:
+        yield _turn_to_nothing
+        return
+    part = _Part(_thread.scopes[-1], None, batched=False)
+    with _opened(part):
+        yield part.turn_to
+
+
+@contextmanager
+def some_samples(places: Sequence[int]) -> Yields[None, None, None]:
+    """Let ``sample_rng(k)`` mean the record at ``places[k]`` of the list of indices.
+
+    It is for a dataset that hands parts of the list to other datasets; outside a fetch nothing is changed.
+
+    Args:
+        places: where the indices of the shorter list stand in the longer one.
+    """
+    if not _thread.scopes:
+        yield
+        return
+    scope = _thread.scopes[-1]
+    with _opened(_Part(scope, places, batched=scope.batched)):
+        yield
+
+
+@contextmanager
+def _opened(part: _Part) -> Yields[None, None, None]:
+    _thread.scopes.append(part)
+    try:
+        yield
+    finally:
+        _thread.scopes.remove(part)
+
+
+def _turn_to_nothing(k: int) -> None:
+    """Stand in for a scope where there is none."""
 
 
 @contextmanager

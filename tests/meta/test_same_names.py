@@ -18,6 +18,7 @@ jax_backend = pytest.importorskip("parhelion_jax")
 FILES = {
     "torch": {
         "attributes": "modules keep numbers and buffers that no state_dict has; a pytree has nothing but its leaves",
+        "sources": "tensors that NumPy has no arrays for; jax's arrays are the stateless loaders'",
         "stacking": "batches are made as tensors; on jax they are the core's, in NumPy, until they are placed",
     },
     "jax": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from parhelion.data import get_take
 from parhelion.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["Indices", "Table", "count_samples"]
@@ -103,12 +103,7 @@ def _to_array(leaf: Any) -> Any:
 def _get_take(array: Any) -> Callable[[Indices], Any]:
     if isinstance(array, jax.Array):
         return _take_nothing
-    if array.flags.c_contiguous and array.flags.aligned:
-        # Half the time of indexing. Rows are in range, so nothing is clipped, but asking for it is quicker still.
-        return partial(array.take, axis=0, mode="clip")
-    # Of such an array it would make a copy first, each time.
-    get: Callable[[Indices], Any] = array.__getitem__
-    return get
+    return get_take(array)
 
 
 def _take_nothing(rows: Indices) -> None:

@@ -12,13 +12,15 @@ import torch.utils.data
 from torch.utils.data import IterableDataset
 
 from parhelion.data import (
+    Collate,
     CollateFn,
-    Collation,
     DataLoaderParams,
     DatasetSplit,
     Fetch,
+    Framework,
     Loader,
     LoaderStats,
+    as_source,
     check_known,
     check_params,
     choose_sampler,
@@ -32,6 +34,7 @@ from parhelion.sampling import ResumableSamplerType
 
 from .placement import pin
 from .samplers import SAMPLER_REGISTRY, get_group
+from .sources import as_batched
 from .stacking import collate, to_tensors
 from .torch_workers import TorchEngine
 
@@ -51,7 +54,7 @@ _DECIDED: Final = {
     "generator": "Pass random_seed=, which keys all that is random.",
     "in_order": "Batches come in order, so that a run can be resumed between any two.",
 }
-_COLLATION: Final = Collation(finish=to_tensors, companions={"torch": "parhelion_torch.stacking"})
+_FRAMEWORK: Final = Framework(finish=to_tensors, companions={"torch": "parhelion_torch.stacking"})
 _PINNED_AHEAD: Final = 3  # batches: in use, ready, and being copied
 _get_type: Callable[[Any], Any] = type
 
@@ -214,26 +217,28 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         world, rank = get_group()
         if params.is_distributed is None:
             params = attrs.evolve(params, is_distributed=world > 1)
-        sampler = choose_sampler(dataset, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
+        collate_fn = get_collate_fn(params.collate_fn)
+        source = as_source(dataset, collate_fn, as_batched)
+        sampler = choose_sampler(source, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
         worker_type = given.pop("worker_type", "process")
         shared = _choose_options(given, params, worker_type)
         fetching: dict[str, Any] = {
             "split": split,
             "seed": params.random_seed,
-            "collate_fn": get_collate_fn(params.collate_fn),
+            "collate_fn": collate_fn,
             "global_rng": given.pop("global_rng", None),
         }
         self._engine: Any
         if worker_type == "torch":
-            self._engine = TorchEngine(_make_fetch(dataset, fetching), sampler, params.random_seed, shared)
+            self._engine = TorchEngine(_make_fetch(source, fetching), sampler, params.random_seed, shared)
         else:
-            self._engine = _open_engine(dataset, sampler, fetching, worker_type, shared)
+            self._engine = _open_engine(source, sampler, fetching, worker_type, shared)
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             dataset,
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=params.drop_last,
-            collate_fn=fetching["collate_fn"] or collate,
+            collate_fn=collate_fn or collate,
             generator=torch.Generator(),  # nobody draws from it
             **shared,
         )
@@ -281,6 +286,8 @@ def _choose_options(given: dict[str, Any], params: DataLoaderParams, worker_type
 
 def _make_fetch(dataset: Any, fetching: dict[str, Any]) -> Fetch:
     """Return what torch's own workers make batches with, already of tensors."""
+    if isinstance(fetching["collate_fn"], Collate):
+        fetching = fetching | {"collate_fn": fetching["collate_fn"].followed_by(to_tensors)}
     fetch = Fetch(dataset, default_collate=collate, generators=LoadedGenerators(), **fetching)
     if fetch.collate_fn is None:
         fetch.collate_fn = to_tensors
@@ -307,7 +314,7 @@ def _open_engine(
         sampler,
         num_workers=shared["num_workers"],
         worker_type=worker_type,
-        collation=_COLLATION,
+        framework=_FRAMEWORK,
         **fetching,
         **options,
     )

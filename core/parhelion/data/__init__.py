@@ -1,6 +1,8 @@
 """From record indices to batches on the host: datasets, how to load them, fetching and stacking."""
 
 from ._ahead import take_ahead as take_ahead
+from ._arrays import ArrayDataset as ArrayDataset
+from ._arrays import open_npy as open_npy
 from ._choice import check_params as check_params
 from ._choice import choose_sampler as choose_sampler
 from ._choice import count_batches as count_batches
@@ -8,15 +10,20 @@ from ._choice import get_collate_fn as get_collate_fn
 from ._collate import StackLeaves as StackLeaves
 from ._collate import collate as collate
 from ._collate import stack_arrays as stack_arrays
+from ._combined import ConcatDataset as ConcatDataset
+from ._combined import Subset as Subset
 from ._companions import register_leaves as register_leaves
 from ._datamodule import DataModule as DataModule
 from ._datamodule import LoaderCreator as LoaderCreator
 from ._fetch import Fetch as Fetch
 from ._fetch import Records as Records
-from ._loader import Collation as Collation
+from ._huggingface import HuggingFaceDataset as HuggingFaceDataset
+from ._loader import Framework as Framework
 from ._loader import Loader as Loader
 from ._loader import create_loader as create_loader
 from ._memory import empty as empty
+from ._mixing import CutMix as CutMix
+from ._mixing import MixUp as MixUp
 from ._params import COLLATE_FN_REGISTRY as COLLATE_FN_REGISTRY
 from ._params import DATASET_REGISTRY as DATASET_REGISTRY
 from ._params import DataLoaderParams as DataLoaderParams
@@ -30,4 +37,12 @@ from ._protocols import CollateFn as CollateFn
 from ._protocols import DataLoaderProtocol as DataLoaderProtocol
 from ._protocols import MapDatasetProtocol as MapDatasetProtocol
 from ._protocols import SizedIterable as SizedIterable
+from ._recognition import as_batched as as_batched
+from ._recognition import as_source as as_source
+from ._rows import get_take as get_take
 from ._stats import LoaderStats as LoaderStats
+from ._tables import ArrowDataset as ArrowDataset
+from ._transforms import Chain as Chain
+from ._transforms import Collate as Collate
+from ._transforms import TransformedDataset as TransformedDataset
+from ._transforms import transformed as transformed

@@ -177,6 +177,8 @@ class Fetch:
         indices: Any = request.indices if whole else request.indices.tolist()
         try:
             fetched: Any = self.dataset.__getitems__(indices)
+        except RecordError:
+            raise  # it names the record itself
         except Exception as error:
             raise RecordError(
                 f"records with {_write_indices(indices)} of {_name(self.dataset)} failed together "
@@ -199,6 +201,8 @@ class Fetch:
         if shape is not None:
             if not shape or shape[0] != len(indices):
                 raise self._wrong(f"an array of shape {tuple(shape)}", f"{len(indices)} rows", indices)
+        elif isinstance(batch, list) and len(cast("list[Any]", batch)) == len(indices):
+            pass  # a value for each record, such as text or an array of any length
         elif isinstance(batch, (dict, list, tuple)):
             for part in cast("Iterable[Any]", batch.values() if isinstance(batch, dict) else batch):
                 self._check_rows(part, indices)

@@ -20,21 +20,23 @@ from ._collate import collate
 from ._fetch import Fetch
 from ._params import DataLoaderParams, DatasetSplit, check_known
 from ._protocols import CollateFn
+from ._recognition import as_source
 from ._stats import LoaderStats, Tally
+from ._transforms import Collate
 from ._worker_options import OPTION_NAMES, WorkerOptions
 
 if TYPE_CHECKING:
     from ._threads import ThreadPool
     from ._workers import Pool
 
-__all__ = ["Collation", "Loader", "create_loader"]
+__all__ = ["Framework", "Loader", "create_loader"]
 
 _log = logging.getLogger("parhelion")
 _Pool = TypeVar("_Pool")
 
 
 @attrs.frozen
-class Collation:
+class Framework:
     """What a backend adds to the stacking of records, where the user does not say how that is done.
 
     Attributes:
@@ -75,7 +77,7 @@ class Loader:
         persistent_workers: whether the workers outlive an iteration.
         timeout: seconds to wait for a worker's batch; 0 waits as long as it takes.
         worker_init_fn: called in each worker with its number, from 0, before its first batch.
-        collation: how records become batches without a ``collate_fn``; a backend's own.
+        framework: what a backend adds.
 
     Raises:
         InvalidTypeError: the dataset cannot be indexed, or an argument has a type that cannot work.
@@ -98,12 +100,12 @@ class Loader:
         persistent_workers: bool = True,
         timeout: float = 0.0,
         worker_init_fn: Callable[[int], Any] | None = None,
-        collation: Collation | None = None,
+        framework: Framework | None = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self._split = split
-        self._collation = Collation() if collation is None else collation
+        self._framework = Framework() if framework is None else framework
         self._fetch = Fetch(
             dataset,
             split=split,
@@ -113,7 +115,8 @@ class Loader:
             global_rng=global_rng,
             generators=LoadedGenerators() if generators is None else generators,
         )
-        self._finish = self._collation.finish if self._fetch.collate_fn in (collate, None) else None
+        is_ours = self._fetch.collate_fn in (collate, None) or isinstance(collate_fn, Collate)
+        self._finish = self._framework.finish if is_ours else None
         self._options = WorkerOptions(
             num_workers, prefetch_factor, persistent_workers, timeout, worker_init_fn, worker_type
         )
@@ -171,7 +174,7 @@ class Loader:
         # Its imports cost 6 ms, and only those who use workers need them.
         from ._workers import Batches, Pool  # noqa: PLC0415
 
-        pool = self._get_pool(lambda: Pool(self._fetch, self._options, self._collation.companions))
+        pool = self._get_pool(lambda: Pool(self._fetch, self._options, self._framework.companions))
         return Batches(pool, requests, is_last=not self._options.persistent_workers, tally=tally)
 
     def _begin_threads(self, requests: Iterator[FetchRequest], tally: Tally) -> Iterator[Any]:
@@ -248,7 +251,8 @@ def create_loader(
     whole_tail: bool = False,
     registry: Registry[Callable[..., ResumableSamplerType]] = SAMPLER_REGISTRY,
     generators: GlobalGenerators | None = None,
-    collation: Collation | None = None,
+    framework: Framework | None = None,
+    recognize: Callable[[Any, CollateFn | None], Any] = as_source,
 ) -> tuple[Loader, ResumableSamplerType]:
     """Return a loader, and its sampler, for a data set and what its params ask for.
 
@@ -257,7 +261,7 @@ def create_loader(
     :class:`Loader`.
 
     Args:
-        dataset: has a length, and ``__getitem__`` or ``__getitems__``.
+        dataset: has a length, and ``__getitem__`` or ``__getitems__``; or what :func:`as_batched` knows.
         split: what the data is for.
         params: what the user asked for.
         rank: this rank, where ``params.is_distributed``.
@@ -267,7 +271,8 @@ def create_loader(
             to each of them; otherwise they share it.
         registry: where the samplers are looked up by name.
         generators: the process-wide generators; Python's, NumPy's and, where it is loaded, torch's if None.
-        collation: how records become batches unless the params say; to NumPy arrays if None.
+        framework: what a backend adds; nothing if None.
+        recognize: returns the dataset to ask for a dataset or what else was given, and a collate function.
 
     Raises:
         InvalidTypeError: something has a type that cannot work.
@@ -277,16 +282,19 @@ def create_loader(
     check_params(params)
     check_known(params.options, ["global_rng", *OPTION_NAMES], "option of the loader")
     ranks: dict[str, Any] = {"rank": rank, "world": world, "parts": parts, "whole_tail": whole_tail}
-    sampler = choose_sampler(dataset, params, split, **ranks, registry=registry)
+    collate_fn = get_collate_fn(params.collate_fn)
+    source = recognize(dataset, collate_fn)
+    sampler = choose_sampler(source, params, split, **ranks, registry=registry)
     loader = Loader(
-        dataset,
+        source,
         sampler,
         split=split,
         seed=params.random_seed,
-        collate_fn=get_collate_fn(params.collate_fn),
+        collate_fn=collate_fn,
         generators=generators,
-        collation=collation,
+        framework=framework,
         num_workers=0 if params.debug_mode else params.num_workers,
         **params.options,
     )
+    loader.dataset = dataset
     return loader, sampler
