@@ -48,6 +48,8 @@ def take_passes(order: Order, size: int, before: int, numbers: Indices) -> Indic
     numbers = numbers + rest
     passes = numbers // size
     places = numbers - passes * size
+    if order is in_place:
+        return places
     out = np.empty(len(numbers), np.int64)
     for each, chosen in groups(passes):
         out[chosen] = order(first + each, places[chosen])

@@ -28,6 +28,8 @@ for _sampler in (ResumableSequentialSampler, ResumableRandomSampler, ResumableDi
 def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> ResumableSamplerType:
     """Return a new sampler of the kind registered under ``type_name``, made from the other arguments.
 
+    Of an order function ``f(epoch, places)`` it makes a :class:`ResumableFunctionSampler`.
+
     Raises:
         UnknownNameError: no sampler has that name; near matches are named.
     """

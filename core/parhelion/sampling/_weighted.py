@@ -94,8 +94,11 @@ class ResumableWeightedSampler(PlacedSampler):
             order: Indices = self._get(epoch, self._sort)
             return order[places]
         targets = _uniforms(hash_words(self._get(epoch, self._get_state), places)) * self._table[-1]
-        found: Indices = np.asarray(np.searchsorted(self._table, targets, side="right"), np.int64)
-        return np.minimum(found, self._last)
+        # In ascending order they share what they touch of a large table, which is several times as fast.
+        order = np.argsort(targets)
+        found = np.empty(len(places), np.int64)
+        found[order] = np.searchsorted(self._table, targets[order], side="right")
+        return np.minimum(found, self._last, out=found)
 
     def _get(self, epoch: int, make: Callable[[int], Any]) -> Any:
         latest = self._latest
