@@ -75,7 +75,7 @@ def test_a_registered_function_can_be_named_and_given_its_arguments(monkeypatch)
         (
             lambda: choose("ResumableBucketSampler", {"lenghts": [1]}),
             InvalidValueError,
-            "option of the sampler ResumableBucketSampler is 'lenghts'; expected one of batch_size, chunk_size, lengths",
+            "option of the sampler ResumableBucketSampler is 'lenghts'; expected one of batch_size, chunk_size",
         ),
         (
             lambda: choose(None, {"weights": [1]}),

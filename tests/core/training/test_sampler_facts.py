@@ -49,6 +49,14 @@ def fit(root: Any, make_sampler: Any, updates: int, **options: Any) -> Descent:
     return model
 
 
+def test_a_reader_without_the_library_sees_the_phase_too(tmp_path) -> None:
+    fit(tmp_path, curriculum, 3)
+    newest = max(list_checkpoints(tmp_path / "descent"), key=lambda entry: entry.iteration)
+    assert '"position":{"phase":"hard"}' in (newest.path / "manifest.json").read_text().replace(" ", "").replace(
+        "\n", ""
+    )
+
+
 def trees(root: Any) -> dict[int, Any]:
     return {entry.iteration: load_checkpoint(entry.path).tree for entry in list_checkpoints(root / "descent")}
 
