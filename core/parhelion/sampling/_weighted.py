@@ -23,6 +23,7 @@ __all__ = ["ResumableWeightedSampler"]
 _Floats = npt.NDArray[np.float64]
 
 _CHUNK: Final = 1 << 15
+_LEAST_SUM: Final = 1e-290  # a 2**53rd of less could be rounded to 0
 _LN_2: Final = 0.6931471805599453
 _SQRT_HALF: Final = 0.7071067811865476
 _ODD: Final = [1 / (2 * k + 1) for k in range(11)]  # the last term of the series is below half a unit in the last place
@@ -78,7 +79,6 @@ class ResumableWeightedSampler(PlacedSampler):
         if self.replacement:
             # Sums in this order, which no release of NumPy changes: each is the one before plus a weight.
             self._table = np.cumsum(table)
-            self._last = int(np.flatnonzero(table)[-1])
         else:
             _check_enough(self._size, table)
             self._table = table
@@ -97,8 +97,9 @@ class ResumableWeightedSampler(PlacedSampler):
         # In ascending order they share what they touch of a large table, which is several times as fast.
         order = np.argsort(targets)
         found = np.empty(len(places), np.int64)
-        found[order] = np.searchsorted(self._table, targets[order], side="right")
-        return np.minimum(found, self._last, out=found)
+        # The first sum that is not below a target, which is above 0 and at most the last sum: that of a weight above 0.
+        found[order] = np.searchsorted(self._table, targets[order], side="left")
+        return found
 
     def _get(self, epoch: int, make: Callable[[int], Any]) -> Any:
         latest = self._latest
@@ -128,11 +129,12 @@ def _read_weights(weights: Any, data_source: Sized, count: int) -> _Floats:
     least = float(table.min())
     if least < 0:
         raise InvalidValueError(f"weights has the value {least}; expected numbers >= 0. 0 leaves a record out.")
-    total = float(np.cumsum(table)[-1])
-    if not 0 < total < np.inf:
+    with np.errstate(over="ignore"):
+        total = float(table.sum())
+    if not _LEAST_SUM < total < np.inf:
         raise InvalidValueError(
-            f"sum of weights is {total}; expected a finite number above 0. Give some record a weight above 0, "
-            "and scale weights that are too large."
+            f"sum of weights is {total}; expected a finite number above {_LEAST_SUM}. Give some record a weight "
+            "above 0, and scale weights that are too large or too small."
         )
     return table
 

@@ -67,6 +67,7 @@ def test_the_same_holds_after_a_trillion_samples(weights, place):
     sampler = ResumableMixtureSampler([2**40] * len(weights), weights, num_samples=2**62)
     before = sampler.counts(place)
     assert sum(before) == place
+    assert len(set(sampler.indices(3, place, place + 200).tolist())) == 200
     for number, who in enumerate(sources(sampler, 0, place, place + 200), 1):
         before[who] += 1
         for count, weight in zip(before, sampler.weights, strict=True):

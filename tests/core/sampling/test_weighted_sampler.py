@@ -13,7 +13,9 @@ from parhelion.sampling import ResumableWeightedSampler
 from parhelion.sampling._weighted import _log
 from support.chance import chi_square
 
-some_weights = st.lists(st.floats(0, 1e6) | st.just(0.0), min_size=1, max_size=40).filter(any)
+some_weights = st.lists(st.floats(0, 1e6) | st.just(0.0), min_size=1, max_size=40).filter(
+    lambda weights: sum(weights) > 1e-200
+)
 
 
 def make(weights, *args, **options):
@@ -25,7 +27,7 @@ def draw(weights, epochs, **options):
     return np.array([sampler.indices(epoch, 0, sampler.size) for epoch in range(epochs)])
 
 
-@pytest.mark.parametrize("weights", [[1, 2, 3, 4], [0.1, 0, 0.7, 0.2, 0], [5] * 7, [1e-300, 3e-300], [1e300, 2e300]])
+@pytest.mark.parametrize("weights", [[1, 2, 3, 4], [0.1, 0, 0.7, 0.2, 0], [5] * 7, [1e-280, 3e-280], [1e300, 2e300]])
 def test_with_replacement_each_record_comes_as_often_as_its_share(weights):
     counts = np.bincount(draw(weights, 3, num_samples=40_000).ravel(), minlength=len(weights))
     shares = np.array(weights) / np.max(weights)
@@ -75,7 +77,7 @@ def test_with_replacement_a_record_of_weight_0_never_comes(weights, seed):
     assert (np.array(weights)[sampler.indices(0, 0, 200)] > 0).all()
 
 
-@pytest.mark.parametrize("total", [1.0, 1.5, 3.0, 1 + 2**-52, 0.1])
+@pytest.mark.parametrize("total", [1.0, 1.5, 3.0, 1 + 2**-52, 0.1, 1.1e-290, 1e308])
 def test_the_largest_and_the_smallest_draw_still_have_a_record(total, monkeypatch):
     sampler = make([0, total, 0])
     for word in (0, 2**64 - 1):
@@ -124,7 +126,7 @@ def test_weights_can_be_a_function_of_the_dataset_and_are_copied():
         (lambda: make([1, -2]), InvalidValueError, r"weights has the value -2\.0; expected numbers >= 0\. 0 leaves"),
         (lambda: make([1, np.nan]), InvalidValueError, r"weights has the value nan; expected finite numbers"),
         (lambda: make([1, np.inf]), InvalidValueError, r"weights has the value inf; expected finite numbers"),
-        (lambda: make([0, 0]), InvalidValueError, r"sum of weights is 0\.0; expected a finite number above 0"),
+        (lambda: make([0, 0]), InvalidValueError, r"sum of weights is 0\.0; expected a finite number above 1e-290"),
         (
             lambda: make([1e308] * 2),
             InvalidValueError,
@@ -146,5 +148,5 @@ def test_weights_can_be_a_function_of_the_dataset_and_are_copied():
     ],
 )
 def test_weights_that_cannot_work_are_refused(call, error, message):
-    with np.errstate(over="ignore"), pytest.raises(error, match=message):
+    with pytest.raises(error, match=message):
         call()
