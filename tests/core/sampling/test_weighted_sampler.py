@@ -14,7 +14,7 @@ from parhelion.sampling._weighted import _log
 from support.chance import chi_square
 
 some_weights = st.lists(st.floats(0, 1e6) | st.just(0.0), min_size=1, max_size=40).filter(
-    lambda weights: sum(weights) > 1e-200
+    lambda all_: sum(all_) > 1e-200
 )
 
 
