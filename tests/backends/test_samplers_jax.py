@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from parhelion import sampling
@@ -9,12 +10,21 @@ from parhelion.errors import UnknownNameError
 from parhelion.sampling import Position, Shard
 
 jax = pytest.importorskip("jax")
-pytest.importorskip("parhelion_jax")
+parhelion_jax = pytest.importorskip("parhelion_jax")
 
 from parhelion_jax import samplers  # noqa: E402 - skipped before it could fail
 from parhelion_jax.samplers import SAMPLER_REGISTRY, create_sampler, get_group  # noqa: E402
 
 NAMES = ["ResumableSequentialSampler", "ResumableRandomSampler", "ResumableDistributedSampler"]
+OTHERS = {
+    "ResumableWeightedSampler": (range(10), [1, 0] * 5),
+    "ResumableMixtureSampler": ([4, 6], [3, 1]),
+    "ResumableSubsetSampler": (range(10), [1, 3, 5]),
+    "ResumableConcatSampler": ([4, 6],),
+    "ResumableBucketSampler": (range(10), range(10)),
+    "ResumableCurriculumSampler": ([4, 6], [("first", 0, 8), ("second", 1, None)]),
+    "ResumableFunctionSampler": (range(10), lambda epoch, places: 9 - places),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -27,6 +37,26 @@ def test_a_sampler_is_the_neutral_one_with_its_order(name):
         for sampler in (ours, neutral):
             sampler.seek(position)
         assert list(ours) == list(neutral)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_sampler_is_the_neutral_one(name):
+    sampler = create_sampler(name, *OTHERS[name], batch_size=3)
+    assert type(sampler) is getattr(parhelion_jax, name) is getattr(sampling, name)
+    data = range(10)
+    loader, _ = parhelion_jax.create_dataloader(data, batch_size=3, sampler=sampler)
+    assert np.concatenate(list(loader)).tolist() == list(sampler)
+
+
+def test_a_registered_function_is_made_a_sampler_by_name(monkeypatch):
+    monkeypatch.setattr(sampling.SAMPLER_REGISTRY, "_entries", dict(sampling.SAMPLER_REGISTRY._entries))
+
+    @sampling.SAMPLER_REGISTRY.register
+    def backwards(epoch, places):
+        return 9 - places
+
+    assert list(create_sampler("backwards", range(10))) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert list(parhelion_jax.create_dataloader(range(10), sampler="backwards")[1]) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_the_registry_shadows_the_neutral_one_and_falls_back_to_it(monkeypatch):

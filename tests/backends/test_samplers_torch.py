@@ -9,6 +9,15 @@ from parhelion.sampling import Position
 from parhelion_torch.samplers import SAMPLER_REGISTRY, create_sampler, get_group
 
 NAMES = ["ResumableSequentialSampler", "ResumableRandomSampler", "ResumableDistributedSampler"]
+OTHERS = {
+    "ResumableWeightedSampler": (range(10), [1, 0] * 5),
+    "ResumableMixtureSampler": ([4, 6], [3, 1]),
+    "ResumableSubsetSampler": (range(10), [1, 3, 5]),
+    "ResumableConcatSampler": ([4, 6],),
+    "ResumableBucketSampler": (range(10), range(10)),
+    "ResumableCurriculumSampler": ([4, 6], [("first", 0, 8), ("second", 1, None)]),
+    "ResumableFunctionSampler": (range(10), lambda epoch, places: 9 - places),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,6 +28,46 @@ def test_a_sampler_is_both_the_neutral_one_and_torchs(name):
     assert isinstance(sampler, torch.utils.data.Sampler)
     assert isinstance(sampler, torch.utils.data.DistributedSampler) == (name == "ResumableDistributedSampler")
     assert len(sampler) == 10
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_sampler_is_torchs_too_and_has_the_neutral_order(name):
+    sampler, neutral = create_sampler(name, *OTHERS[name]), sampling.create_sampler(name, *OTHERS[name])
+    assert type(sampler) is getattr(parhelion_torch, name)
+    assert isinstance(sampler, torch.utils.data.Sampler)
+    assert (sampler.name, sampler.settings) == (neutral.name, neutral.settings)
+    for position in (Position(0), Position(2, 2)):
+        sampler.seek(position)
+        neutral.seek(position)
+        assert list(sampler) == list(neutral)
+    plain = torch.utils.data.DataLoader(range(10), batch_size=4, sampler=sampler)
+    assert torch.cat(list(plain)).tolist() == list(sampler)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_loader_gives_the_records_of_every_other_sampler(name):
+    data = range(10)
+    if not isinstance(OTHERS[name][0], range):
+        data = torch.utils.data.ConcatDataset([range(4), range(4, 10)])
+    sampler = create_sampler(name, data, *OTHERS[name][1:], batch_size=3)
+    loader, _ = parhelion_torch.create_dataloader(data, batch_size=3, sampler=sampler)
+    assert torch.cat(list(loader)).tolist() == list(sampler)
+
+
+def test_a_registered_function_is_made_torchs_sampler_by_name(monkeypatch):
+    monkeypatch.setattr(sampling.SAMPLER_REGISTRY, "_entries", dict(sampling.SAMPLER_REGISTRY._entries))
+
+    @sampling.SAMPLER_REGISTRY.register
+    def backwards(epoch, places):
+        return 9 - places
+
+    for make in (lambda: create_sampler("backwards", range(10)), lambda: named("backwards")):
+        assert type(make()) is parhelion_torch.ResumableFunctionSampler
+        assert list(make()) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def named(name):
+    return parhelion_torch.create_dataloader(range(10), sampler=name)[1]
 
 
 @pytest.mark.parametrize("name", NAMES)

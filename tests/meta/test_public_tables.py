@@ -24,6 +24,8 @@ both = pytest.mark.parametrize("backend", [torch_backend, jax_backend], ids=["to
 BACKEND = """
     create_dataloader ResumableSampler ResumableRandomSampler ResumableSequentialSampler ResumableDistributedSampler
     ResumableSamplerType SAMPLER_REGISTRY create_sampler Trainer Model LossModel
+    ResumableWeightedSampler ResumableMixtureSampler ResumableSubsetSampler ResumableConcatSampler
+    ResumableBucketSampler ResumableCurriculumSampler ResumableFunctionSampler
     MODEL_REGISTRY OPTIMIZER_REGISTRY SCHEDULE_REGISTRY LOSS_REGISTRY METRIC_REGISTRY
     create_model create_optimizer create_schedule create_loss create_metric
 """
@@ -44,6 +46,8 @@ PROMISED = {
     "parhelion.sampling": """
         ResumableSampler ResumableRandomSampler ResumableSequentialSampler ResumableDistributedSampler
         ResumableSamplerType SAMPLER_REGISTRY create_sampler Position
+        ResumableWeightedSampler ResumableMixtureSampler ResumableSubsetSampler ResumableConcatSampler
+        ResumableBucketSampler ResumableCurriculumSampler ResumableFunctionSampler
     """,
     "parhelion.training": "TrainingUnit TrainingState Plan Model Trainer",
     "parhelion.checkpoint": """

@@ -28,10 +28,17 @@ from .registries import create_model as create_model
 from .registries import create_optimizer as create_optimizer
 from .registries import create_schedule as create_schedule
 from .samplers import SAMPLER_REGISTRY as SAMPLER_REGISTRY
+from .samplers import ResumableBucketSampler as ResumableBucketSampler
+from .samplers import ResumableConcatSampler as ResumableConcatSampler
+from .samplers import ResumableCurriculumSampler as ResumableCurriculumSampler
 from .samplers import ResumableDistributedSampler as ResumableDistributedSampler
+from .samplers import ResumableFunctionSampler as ResumableFunctionSampler
+from .samplers import ResumableMixtureSampler as ResumableMixtureSampler
 from .samplers import ResumableRandomSampler as ResumableRandomSampler
 from .samplers import ResumableSampler as ResumableSampler
 from .samplers import ResumableSequentialSampler as ResumableSequentialSampler
+from .samplers import ResumableSubsetSampler as ResumableSubsetSampler
+from .samplers import ResumableWeightedSampler as ResumableWeightedSampler
 from .samplers import create_sampler as create_sampler
 from .schedules import Scheduled as Scheduled
 from .schedules import per_epoch as per_epoch

@@ -10,19 +10,33 @@ import jax
 from parhelion import sampling
 from parhelion.registry import Registry
 from parhelion.sampling import (
+    ResumableBucketSampler,
+    ResumableConcatSampler,
+    ResumableCurriculumSampler,
+    ResumableFunctionSampler,
+    ResumableMixtureSampler,
     ResumableRandomSampler,
     ResumableSampler,
     ResumableSamplerType,
     ResumableSequentialSampler,
+    ResumableSubsetSampler,
+    ResumableWeightedSampler,
 )
 
 __all__ = [
     "SAMPLER_REGISTRY",
+    "ResumableBucketSampler",
+    "ResumableConcatSampler",
+    "ResumableCurriculumSampler",
     "ResumableDistributedSampler",
+    "ResumableFunctionSampler",
+    "ResumableMixtureSampler",
     "ResumableRandomSampler",
     "ResumableSampler",
     "ResumableSamplerType",
     "ResumableSequentialSampler",
+    "ResumableSubsetSampler",
+    "ResumableWeightedSampler",
     "create_sampler",
     "get_group",
 ]
@@ -36,10 +50,12 @@ SAMPLER_REGISTRY: Final[Registry[Callable[..., ResumableSamplerType]]] = Registr
 def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> ResumableSamplerType:
     """Return a new sampler of the kind registered under ``type_name``, made from the other arguments.
 
+    Of an order function ``f(epoch, places)`` it makes a :class:`ResumableFunctionSampler`.
+
     Raises:
         UnknownNameError: no sampler has that name; near matches are named.
     """
-    return SAMPLER_REGISTRY.get(type_name)(*args, **kwargs)
+    return sampling.find_sampler(type_name, SAMPLER_REGISTRY)(*args, **kwargs)
 
 
 @SAMPLER_REGISTRY.register

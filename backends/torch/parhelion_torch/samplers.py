@@ -14,11 +14,18 @@ from parhelion.sampling import ResumableSamplerType
 
 __all__ = [
     "SAMPLER_REGISTRY",
+    "ResumableBucketSampler",
+    "ResumableConcatSampler",
+    "ResumableCurriculumSampler",
     "ResumableDistributedSampler",
+    "ResumableFunctionSampler",
+    "ResumableMixtureSampler",
     "ResumableRandomSampler",
     "ResumableSampler",
     "ResumableSamplerType",
     "ResumableSequentialSampler",
+    "ResumableSubsetSampler",
+    "ResumableWeightedSampler",
     "create_sampler",
     "get_group",
 ]
@@ -32,10 +39,12 @@ SAMPLER_REGISTRY: Final[Registry[Callable[..., ResumableSamplerType]]] = Registr
 def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> ResumableSamplerType:
     """Return a new sampler of the kind registered under ``type_name``, made from the other arguments.
 
+    Of an order function ``f(epoch, places)`` it makes a :class:`ResumableFunctionSampler`.
+
     Raises:
         UnknownNameError: no sampler has that name; near matches are named.
     """
-    return SAMPLER_REGISTRY.get(type_name)(*args, **kwargs)
+    return sampling.find_sampler(type_name, SAMPLER_REGISTRY)(*args, **kwargs)
 
 
 class ResumableSampler(sampling.ResumableSampler, Sampler[int]):
@@ -50,6 +59,41 @@ class ResumableSequentialSampler(sampling.ResumableSequentialSampler, ResumableS
 @SAMPLER_REGISTRY.register
 class ResumableRandomSampler(sampling.ResumableRandomSampler, ResumableSampler):
     """The neutral random sampler, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableWeightedSampler(sampling.ResumableWeightedSampler, ResumableSampler):
+    """The neutral weighted sampler, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableMixtureSampler(sampling.ResumableMixtureSampler, ResumableSampler):
+    """The neutral sampler of datasets in proportions, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableSubsetSampler(sampling.ResumableSubsetSampler, ResumableSampler):
+    """The neutral sampler of chosen records, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableConcatSampler(sampling.ResumableConcatSampler, ResumableSampler):
+    """The neutral sampler of datasets one after another, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableBucketSampler(sampling.ResumableBucketSampler, ResumableSampler):
+    """The neutral sampler of similar lengths, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableCurriculumSampler(sampling.ResumableCurriculumSampler, ResumableSampler):
+    """The neutral sampler in phases, being a ``torch.utils.data.Sampler``."""
+
+
+@SAMPLER_REGISTRY.register
+class ResumableFunctionSampler(sampling.ResumableFunctionSampler, ResumableSampler):
+    """The neutral sampler made of one function, being a ``torch.utils.data.Sampler``."""
 
 
 @SAMPLER_REGISTRY.register

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import attrs
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.registry import Registry
-from parhelion.sampling import SAMPLER_REGISTRY, ResumableSampler, ResumableSamplerType, Shard, Tail
+from parhelion.sampling import (
+    SAMPLER_REGISTRY,
+    ResumableSampler,
+    ResumableSamplerType,
+    Shard,
+    Tail,
+    find_sampler,
+)
 from parhelion.seeds import check_seed
 
-from ._params import DataLoaderParams, DatasetSplit, create_collate_fn
+from ._params import DataLoaderParams, DatasetSplit, check_known, create_collate_fn
 from ._protocols import CollateFn
 
 __all__ = ["check_params", "choose_sampler", "count_batches", "get_collate_fn"]
@@ -36,6 +43,10 @@ def choose_sampler(
     the random one for ``shuffle``, else the sequential one. A training tail is padded up to a multiple of the
     parts of all ranks, an evaluation's never; ``drop_last`` leaves it out.
 
+    A sampler that is given by name is made from the dataset, from ``batch_size``, ``random_seed`` (as ``seed``) and
+    ``shuffle`` of the params, if it has such parameters, and from ``params.options["sampler_options"]``, which come
+    first: ``DataLoaderParams(sampler="ResumableWeightedSampler", options={"sampler_options": {"weights": ...}})``.
+
     Args:
         dataset: has a length.
         params: what the user asked for.
@@ -48,19 +59,20 @@ def choose_sampler(
         registry: where the samplers are looked up by name.
 
     Raises:
-        InvalidTypeError: the sampler is not resumable, or the dataset has no length.
+        InvalidTypeError: the sampler is not resumable, a named one lacks an argument, or the dataset has no length.
         InvalidValueError: the sampler has another batch size, or one that is no multiple of ``parts``, the
-            dataset is empty or has not one full batch where only full ones are wanted, or several ranks would
-            drop records of an evaluation.
+            dataset is empty or has not one full batch where only full ones are wanted, several ranks would
+            drop records of an evaluation, or there are options for a sampler that is not given by name, or unknown
+            ones.
         UnknownNameError: no sampler is registered under the name.
     """
     if not params.is_distributed:
         rank, world = 0, 1
-    sampler = params.sampler
+    sampler, options = params.sampler, _get_options(params)
     if sampler is None:
         sampler = _get_default_name(params)
     if isinstance(sampler, str):
-        sampler = _create(registry.get(sampler), dataset, params, rank, world)
+        sampler = _create(sampler, find_sampler(sampler, registry), dataset, params, rank, world, options)
     _check_sampler(sampler, params)
     shard = sampler.shard
     if shard.world == 1 < world:
@@ -120,10 +132,34 @@ def _get_default_name(params: DataLoaderParams) -> str:
     return "ResumableRandomSampler" if params.shuffle else "ResumableSequentialSampler"
 
 
+def _get_options(params: DataLoaderParams) -> Mapping[str, Any]:
+    options: Any = params.options.get("sampler_options")
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise InvalidTypeError(
+            f"sampler_options is {options!r}; expected the sampler's arguments by name. Write "
+            '{"weights": ...}, for example.'
+        )
+    if not isinstance(params.sampler, str):
+        given = "none is named" if params.sampler is None else f"sampler is a {type(params.sampler).__name__}"
+        raise InvalidValueError(
+            f"sampler_options are given and {given}; expected sampler='...', the name of a registered one. Pass them "
+            "to the sampler itself where it is made."
+        )
+    return cast("Mapping[str, Any]", options)
+
+
 def _create(
-    entry: Callable[..., ResumableSamplerType], dataset: Any, params: DataLoaderParams, rank: int, world: int
+    name: str,
+    entry: Callable[..., ResumableSamplerType],
+    dataset: Any,
+    params: DataLoaderParams,
+    rank: int,
+    world: int,
+    options: Mapping[str, Any],
 ) -> ResumableSamplerType:
-    """Return what ``entry`` makes of the dataset and those of the params that it has a parameter for."""
+    """Return what ``entry`` makes of the dataset, the options, and those of the params that it has a parameter for."""
     given = {
         "batch_size": params.batch_size,
         "seed": params.random_seed,
@@ -131,8 +167,19 @@ def _create(
         "rank": rank,
         "num_replicas": world,
     }
-    taken = inspect.signature(entry).parameters
-    return entry(dataset, **{name: value for name, value in given.items() if name in taken})
+    signature = inspect.signature(entry)
+    arguments = {key: value for key, value in given.items() if key in signature.parameters} | dict(options)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+    if not takes_any:
+        check_known(options, list(signature.parameters)[1:], f"option of the sampler {name}")
+    try:
+        signature.bind(dataset, **arguments)
+    except TypeError as error:
+        raise InvalidTypeError(
+            f"sampler {name!r} cannot be made from the dataset and {', '.join(arguments)}: {error}. Give its other "
+            'arguments as options={"sampler_options": {...}}.'
+        ) from error
+    return entry(dataset, **arguments)
 
 
 def _check_sampler(sampler: Any, params: DataLoaderParams) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["GOLDEN", "SPLITMIX", "Grid", "Indices", "mix"]
+__all__ = ["GOLDEN", "Grid", "Indices", "hash_words", "mix"]
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 _Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
@@ -27,15 +27,36 @@ _FEW: Final = 8  # up to here plain integers beat the fixed cost of some ninety 
 
 _MASK_64: Final = 2**64 - 1
 GOLDEN: Final = 0x9E3779B97F4A7C15
-SPLITMIX: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SPLITMIX: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _FACTOR: Final = {32: 0x85EBCA6B, 64: 0xD6E8FEB86659FD93}
 
 
 def mix(word: int) -> int:
     """Return the SplitMix64 finalizer of ``word`` (Steele, Lea and Flood, OOPSLA 2014)."""
-    word = ((word ^ (word >> 30)) * SPLITMIX[0]) & _MASK_64
-    word = ((word ^ (word >> 27)) * SPLITMIX[1]) & _MASK_64
+    word = ((word ^ (word >> 30)) * _SPLITMIX[0]) & _MASK_64
+    word = ((word ^ (word >> 27)) * _SPLITMIX[1]) & _MASK_64
     return word ^ (word >> 31)
+
+
+def hash_words(state: int, numbers: Indices) -> npt.NDArray[np.uint64]:
+    """Return numbers ``1 + n`` of the SplitMix64 stream that starts at ``state``, for each ``n`` of ``numbers``.
+
+    Args:
+        state: an integer in [0, 2**64).
+        numbers: int64 of any shape, each >= 0.
+
+    Returns:
+        uint64 of the same shape.
+    """
+    words = numbers.astype(np.uint64)
+    words += np.uint64(1)
+    words *= np.uint64(GOLDEN)
+    words += np.uint64(state)
+    for shift, factor in zip((30, 27), _SPLITMIX, strict=True):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    return words
 
 
 class _Scratch(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from parhelion.errors import InvalidValueError
 from parhelion.seeds import check_seed
 
-from ._network import GOLDEN, SPLITMIX, Grid, Indices, mix
+from ._network import Grid, Indices, hash_words, mix
 from ._position import check_count
 
 __all__ = ["ORDER_VERSION", "Indices", "Permutation"]
@@ -153,13 +153,7 @@ class _Sorted:
     __slots__ = ("_inverse", "_order")
 
     def __init__(self, size: int, state: int) -> None:
-        words = np.arange(1, size + 1, dtype=np.uint64)
-        words *= np.uint64(GOLDEN)
-        words += np.uint64(state)
-        for shift, factor in zip((30, 27), SPLITMIX, strict=True):
-            words ^= words >> np.uint64(shift)
-            words *= np.uint64(factor)
-        words ^= words >> np.uint64(31)
+        words = hash_words(state, np.arange(size, dtype=np.int64))
         self._order: Indices = np.argsort(words, kind="stable").astype(np.int64, copy=False)
         self._inverse: Indices | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -112,6 +112,18 @@ class ResumableSampler(ABC):
     def seed(self) -> int | None:
         """Seed of the order; None where there is none."""
         return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the order beside kind, seed and size, as plain values: a resumed run must have the same.
+
+        Short texts stand for large arrays. It is empty where there is nothing else.
+        """
+        return {}
+
+    def describe_position(self, position: Position) -> dict[str, Any]:
+        """Return what a reader of a checkpoint wants to know about a position, as plain values by name."""
+        return {}
 
     @property
     def batch_size(self) -> int:

@@ -1,60 +1,24 @@
-"""The samplers that a configuration can name: sequential, random, and random over ranks."""
+"""The samplers of a whole dataset: sequential, random, and random over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from typing import Any, Final, TypeAlias
+from collections.abc import Sized
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from parhelion.errors import InvalidTypeError, InvalidValueError
-from parhelion.registry import Registry
-from parhelion.seeds import check_seed, derive
-
-from ._permutation import Indices, Permutation
+from ._permutation import Indices
 from ._position import check_count
 from ._resumable import ResumableSampler
 from ._shard import Shard, Tail
+from ._shuffle import Shuffle, count_records
 
 __all__ = [
-    "SAMPLER_REGISTRY",
     "ResumableDistributedSampler",
     "ResumableRandomSampler",
     "ResumableSamplerType",
     "ResumableSequentialSampler",
-    "create_sampler",
 ]
-
-_MAX_SIZE: Final = 2**62
-
-
-class _Shuffle:
-    """The order of every epoch; the one asked for last is kept."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size = size
-        self.seed = check_seed(seed, "seed")
-        self._latest: tuple[int, Permutation] | None = None
-
-    def __call__(self, epoch: int) -> Permutation:
-        latest = self._latest
-        if latest is None or latest[0] != epoch:
-            latest = (epoch, Permutation(self._size, derive(self.seed, "order", epoch)))
-            self._latest = latest
-        return latest[1]
-
-
-def _count_records(source: Sized, what: str) -> int:
-    kind = type(source).__name__
-    if not isinstance(source, Sized):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-        raise InvalidTypeError(f"{what} is a {kind}; expected a dataset with a length. Give it a __len__ method.")
-    size = len(source)
-    if not 1 <= size <= _MAX_SIZE:
-        raise InvalidValueError(
-            f"{what} {'is empty' if size == 0 else 'is too large'} (a {kind} of length {size}); "
-            "expected 1 to 2**62 records. Check the path or the split that it was made from."
-        )
-    return size
 
 
 class ResumableSequentialSampler(ResumableSampler):
@@ -72,7 +36,7 @@ class ResumableSequentialSampler(ResumableSampler):
     def __init__(self, data_source: Sized, batch_size: int = 1) -> None:
         super().__init__(batch_size)
         self.data_source = data_source
-        self._size = _count_records(data_source, "data_source")
+        self._size = count_records(data_source, "data_source")
 
     @property
     def size(self) -> int:
@@ -107,8 +71,8 @@ class ResumableRandomSampler(ResumableSampler):
     def __init__(self, data_source: Sized, seed: int = 0, batch_size: int = 1) -> None:
         super().__init__(batch_size)
         self.data_source = data_source
-        self._size = _count_records(data_source, "data_source")
-        self._order = _Shuffle(self._size, seed)
+        self._size = count_records(data_source, "data_source")
+        self._order = Shuffle(self._size, seed)
 
     @property
     def size(self) -> int:
@@ -178,8 +142,8 @@ class ResumableDistributedSampler(ResumableSampler):
         super().__init__(batch_size)
         self.dataset = dataset
         self.shuffle = shuffle
-        self._size = _count_records(dataset, "dataset")
-        self._order = _Shuffle(self._size, seed)
+        self._size = count_records(dataset, "dataset")
+        self._order = Shuffle(self._size, seed)
         if num_replicas is None or rank is None:
             world, me = self._group()
             num_replicas = world if num_replicas is None else num_replicas
@@ -236,16 +200,3 @@ class ResumableDistributedSampler(ResumableSampler):
 
 
 ResumableSamplerType: TypeAlias = ResumableSampler | ResumableDistributedSampler
-
-SAMPLER_REGISTRY: Final[Registry[Callable[..., ResumableSamplerType]]] = Registry("sampler")
-for _sampler in (ResumableSequentialSampler, ResumableRandomSampler, ResumableDistributedSampler):
-    SAMPLER_REGISTRY.register(_sampler)
-
-
-def create_sampler(type_name: str, *args: Any, **kwargs: Any) -> ResumableSamplerType:
-    """Return a new sampler of the kind registered under ``type_name``, made from the other arguments.
-
-    Raises:
-        UnknownNameError: no sampler has that name; near matches are named.
-    """
-    return SAMPLER_REGISTRY.get(type_name)(*args, **kwargs)

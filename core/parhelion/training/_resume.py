@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -54,11 +54,22 @@ def check_facts(saved: Mapping[str, Any], live: Mapping[str, Any], allow_changes
         raise InvalidValueError(f"allow_changes has {unknown}; expected some of {sorted(live)}.")
     changed = [name for name in live if name in saved and saved[name] != live[name] and name not in allow_changes]
     if changed:
-        lines = "; ".join(f"{name} is {live[name]!r} and was {saved[name]!r} when it was saved" for name in changed)
+        lines = "; ".join(line for name in changed for line in _tell_change(name, saved[name], live[name]))
         raise CheckpointMismatchError(
             f"the checkpoint belongs to another experiment: {lines}. Put the old values back, start anew with "
             f"resume='never', or accept the change with allow_changes={tuple(changed)!r}."
         )
+
+
+def _tell_change(name: str, saved: Any, live: Any) -> Iterator[str]:
+    """Yield both values of a fact; of one that has several, those that differ."""
+    if not (isinstance(saved, Mapping) and isinstance(live, Mapping)):
+        yield f"{name} is {live!r} and was {saved!r} when it was saved"
+        return
+    old, new = cast("Mapping[str, Any]", saved), cast("Mapping[str, Any]", live)
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            yield f"{name} has {key} {new.get(key)!r} and had {old.get(key)!r} when it was saved"
 
 
 @attrs.define

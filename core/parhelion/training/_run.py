@@ -11,6 +11,7 @@ from typing import Any
 from parhelion.checkpoint import Checkpoint, flatten
 from parhelion.data import DataModule
 from parhelion.plugins import Plugin
+from parhelion.sampling import Position
 from parhelion.seeds import derive
 
 from ._attributes import Attributes, put_attributes
@@ -55,6 +56,7 @@ class Run:
         folder: where checkpoints go; None for nowhere.
         valid_source: the validation split.
         datamodule: whose state belongs to the run.
+        describe_position: what to write about the data's position, for whoever reads a checkpoint.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Run:
         folder: CheckpointFolder | None = None,
         valid_source: Source | None = None,
         datamodule: DataModule | None = None,
+        describe_position: Callable[[Position], Mapping[str, Any]] | None = None,
     ) -> None:
         self.model = model
         self._plugins = plugins
@@ -81,6 +84,7 @@ class Run:
         self._folder = folder
         self._valid_source = valid_source
         self._datamodule = datamodule
+        self._describe_position = describe_position
         self._model_step = model.train_step
         self._saved: TrainingState | None = None
         self._stop_answer = False
@@ -325,6 +329,7 @@ class Run:
             "window": self._window.state_dict(),
             "facts": self.facts,
             "setting": self.setting,
+            "position": {} if self._describe_position is None else dict(self._describe_position(state.position)),
             "stop_asked": self._stop_answer,
             "best": self.best,
         }

@@ -81,7 +81,7 @@ class Trainer(TrainerFacts):
             resume: "auto", "must", "never", or the path of a checkpoint.
             init_from: a checkpoint whose weights a fresh run begins with.
             allow_changes: facts of the checkpoint that may differ: "model", "random_seed", "data_seed", "sampler",
-                "order_version", "data_length", "accumulation_steps".
+                "sampler_settings", "order_version", "data_length", "accumulation_steps".
 
         Returns:
             True when the run is done: finished or stopped early, now or before.
@@ -317,6 +317,7 @@ class Trainer(TrainerFacts):
             folder=folder,
             valid_source=valid,
             datamodule=datamodule,
+            describe_position=source.sampler.describe_position,
         )
         return run, source
 
@@ -395,6 +396,7 @@ class Trainer(TrainerFacts):
             "random_seed": self.random_seed,
             "data_seed": sampler.seed if params is None else params.random_seed,
             "sampler": sampler.name,
+            "sampler_settings": sampler.settings,
             "order_version": sampler.order_version,
             "data_length": sampler.size,
             "accumulation_steps": self._plan.accumulation_steps,

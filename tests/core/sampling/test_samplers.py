@@ -279,11 +279,19 @@ def test_a_dataset_may_be_larger_than_any_memory(size):
 
 
 def test_samplers_are_made_by_name():
-    assert SAMPLER_REGISTRY.names() == [
-        "ResumableDistributedSampler",
-        "ResumableRandomSampler",
-        "ResumableSequentialSampler",
+    kinds = [
+        "Bucket",
+        "Concat",
+        "Curriculum",
+        "Distributed",
+        "Function",
+        "Mixture",
+        "Random",
+        "Sequential",
+        "Subset",
+        "Weighted",
     ]
+    assert SAMPLER_REGISTRY.names() == [f"Resumable{kind}Sampler" for kind in kinds]
     sampler = create_sampler("ResumableRandomSampler", Records(10), seed=3, batch_size=2)
     assert type(sampler) is ResumableRandomSampler
     assert (sampler.name, sampler.seed, sampler.batch_size) == ("ResumableRandomSampler", 3, 2)
