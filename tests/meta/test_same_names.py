@@ -20,9 +20,9 @@ FILES = {
         "attributes": "modules keep numbers and buffers that no state_dict has; a pytree has nothing but its leaves",
         "sources": "tensors that NumPy has no arrays for; jax's arrays are the stateless loaders'",
         "stacking": "batches are made as tensors; on jax they are the core's, in NumPy, until they are placed",
+        "torch_workers": "torch's own workers, where somebody wants them; jax has no loader of its own",
     },
     "jax": {
-        "ahead": "torch's loader has a thread of its own",
         "convolutions": "XLA's CPU has a fast kernel for one layout only; torch chooses by itself",
         "leaves": "torch's modules name their weights themselves",
         "mesh": "one process trains on several devices",
@@ -43,7 +43,6 @@ PUBLIC = {
         "on_metric": "torch's ReduceLROnPlateau is stepped from outside; optax has it inside the optimizer",
     },
     "jax": {
-        "DataLoader": "the stateless loader; torch's users have torch.utils.data.DataLoader",
         "DataLoaderProtocol": "what the stateless loaders are",
         "DevicePlugin": "its sibling is CUDAPlugin",
         "InMemoryDataLoader": "the stateless loader of arrays",

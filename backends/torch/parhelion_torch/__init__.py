@@ -3,6 +3,7 @@
 from parhelion.sampling import ResumableSamplerType as ResumableSamplerType
 
 from .arrays import Arrays as Arrays
+from .data import DataLoader as DataLoader
 from .data import collate as collate
 from .data import create_dataloader as create_dataloader
 from .loss_model import LossModel as LossModel

@@ -12,6 +12,7 @@ import torch.utils.data
 from torch.utils.data import IterableDataset
 
 from parhelion.data import (
+    SAMPLER_OPTIONS,
     Collate,
     CollateFn,
     DataLoaderParams,
@@ -98,8 +99,8 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
         sampler: a resumable sampler, or the name of a registered one. Its tail policy is set to the split's.
         collate_fn: makes a batch of a list of records, or the name of a registered function.
         split: what the data is for; evaluation splits never repeat a record.
-        options: other arguments of torch's ``DataLoader``, and ``global_rng`` ("batch", "sample" or "off"):
-            what keys the generators of torch, NumPy and Python while records are fetched.
+        options: other arguments of :class:`DataLoader`, such as ``prefetch_factor``, ``worker_type``, ``global_rng``,
+            and ``sampler_options``, the arguments of a sampler that is given by its name.
 
     Raises:
         InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument
@@ -160,7 +161,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         is_distributed: whether ranks share the data; None means if a process group is up.
         global_rng: what keys the generators of torch, NumPy and Python while records are fetched: "batch", "sample" or
             "off".
-        options: other arguments of torch's ``DataLoader``.
+        options: other arguments of torch's ``DataLoader``; and ``sampler_options``, those of a sampler that is given by
+            its name.
 
     Raises:
         InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument has a type
@@ -277,7 +279,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 def _choose_options(given: dict[str, Any], params: DataLoaderParams, worker_type: str) -> dict[str, Any]:
     """Return torch's arguments about how the loader works."""
     num_workers = 0 if params.debug_mode else params.num_workers
-    options: dict[str, Any] = {name: value for name, value in given.items() if name != "global_rng"}
+    options: dict[str, Any] = {
+        name: value for name, value in given.items() if name not in ("global_rng", SAMPLER_OPTIONS)
+    }
     if num_workers:
         defaults = {"prefetch_factor": 2, "persistent_workers": worker_type != "torch"}
         options |= {name: value for name, value in defaults.items() if options.get(name) is None}
@@ -329,7 +333,7 @@ def _check_options(params: DataLoaderParams) -> dict[str, Any]:
             raise InvalidValueError(f"option {name!r} of the loader is given; expected it left out. {_DECIDED[name]}")
     elsewhere = {"dataset", *_DECIDED, *(field.name for field in attrs.fields(DataLoaderParams))}
     known = set(inspect.signature(torch.utils.data.DataLoader).parameters) - elsewhere
-    check_known(options, {*known, "global_rng", "worker_type"}, "option of the loader")
+    check_known(options, {*known, "global_rng", "worker_type", SAMPLER_OPTIONS}, "option of the loader")
     if params.debug_mode:
         options = {name: value for name, value in options.items() if name not in _WORKER_OPTIONS}
     return options

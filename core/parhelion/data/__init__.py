@@ -3,6 +3,7 @@
 from ._ahead import take_ahead as take_ahead
 from ._arrays import ArrayDataset as ArrayDataset
 from ._arrays import open_npy as open_npy
+from ._choice import SAMPLER_OPTIONS as SAMPLER_OPTIONS
 from ._choice import check_params as check_params
 from ._choice import choose_sampler as choose_sampler
 from ._choice import count_batches as count_batches

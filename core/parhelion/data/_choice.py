@@ -23,7 +23,10 @@ from parhelion.seeds import check_seed
 from ._params import DataLoaderParams, DatasetSplit, check_known, create_collate_fn
 from ._protocols import CollateFn
 
-__all__ = ["check_params", "choose_sampler", "count_batches", "get_collate_fn"]
+__all__ = ["SAMPLER_OPTIONS", "check_params", "choose_sampler", "count_batches", "get_collate_fn"]
+
+SAMPLER_OPTIONS = "sampler_options"
+"""The option that has the arguments of a sampler that is given by its name."""
 
 
 def choose_sampler(
@@ -133,7 +136,7 @@ def _get_default_name(params: DataLoaderParams) -> str:
 
 
 def _get_options(params: DataLoaderParams) -> Mapping[str, Any]:
-    options: Any = params.options.get("sampler_options")
+    options: Any = params.options.get(SAMPLER_OPTIONS)
     if options is None:
         return {}
     if not isinstance(options, Mapping):

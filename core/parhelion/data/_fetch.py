@@ -201,7 +201,7 @@ class Fetch:
         if shape is not None:
             if not shape or shape[0] != len(indices):
                 raise self._wrong(f"an array of shape {tuple(shape)}", f"{len(indices)} rows", indices)
-        elif isinstance(batch, list) and len(cast("list[Any]", batch)) == len(indices):
+        elif isinstance(batch, list) and len(cast("Any", batch)) == len(indices):
             pass  # a value for each record, such as text or an array of any length
         elif isinstance(batch, (dict, list, tuple)):
             for part in cast("Iterable[Any]", batch.values() if isinstance(batch, dict) else batch):

@@ -15,7 +15,7 @@ from parhelion.registry import Registry
 from parhelion.sampling import SAMPLER_REGISTRY, FetchRequest, ResumableSampler, ResumableSamplerType
 from parhelion.seeds import check_seed, get_default_seed
 
-from ._choice import check_params, choose_sampler, count_batches, get_collate_fn
+from ._choice import SAMPLER_OPTIONS, check_params, choose_sampler, count_batches, get_collate_fn
 from ._collate import collate
 from ._fetch import Fetch
 from ._params import DataLoaderParams, DatasetSplit, check_known
@@ -258,7 +258,7 @@ def create_loader(
 
     ``pin_memory`` does nothing here. ``debug_mode`` loads without workers. The options are ``global_rng``, and
     ``prefetch_factor``, ``persistent_workers``, ``timeout``, ``worker_init_fn`` and ``worker_type`` as for
-    :class:`Loader`.
+    :class:`Loader`; and ``sampler_options``, the arguments of a sampler that is given by its name.
 
     Args:
         dataset: has a length, and ``__getitem__`` or ``__getitems__``; or what :func:`as_batched` knows.
@@ -280,7 +280,8 @@ def create_loader(
         UnknownNameError: nothing is registered under a name.
     """
     check_params(params)
-    check_known(params.options, ["global_rng", *OPTION_NAMES], "option of the loader")
+    check_known(params.options, ["global_rng", *OPTION_NAMES, SAMPLER_OPTIONS], "option of the loader")
+    options = {name: value for name, value in params.options.items() if name != SAMPLER_OPTIONS}
     ranks: dict[str, Any] = {"rank": rank, "world": world, "parts": parts, "whole_tail": whole_tail}
     collate_fn = get_collate_fn(params.collate_fn)
     source = recognize(dataset, collate_fn)
@@ -294,7 +295,7 @@ def create_loader(
         generators=generators,
         framework=framework,
         num_workers=0 if params.debug_mode else params.num_workers,
-        **params.options,
+        **options,
     )
     loader.dataset = dataset
     return loader, sampler

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from parhelion.data import ArrayDataset, ConcatDataset, DatasetSplit, Fetch, Loader, Subset, collate
 from parhelion.errors import CollateError, InvalidTypeError, InvalidValueError, RecordError
+from parhelion.generators import PythonGenerators
 from parhelion.sampling import FetchRequest, ResumableRandomSampler
-from parhelion.seeds import PythonGenerators, sample_rng
+from parhelion.seeds import sample_rng
 from parhelion.testing import check_loader_resumes
 
 

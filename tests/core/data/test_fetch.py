@@ -242,7 +242,7 @@ def test_the_wrong_number_or_kind_of_records_is_an_error(made, message):
     ("change", "found"),
     [
         (lambda batch: batch["x"][:1], "(1,)"),
-        (lambda batch: {"a": [batch["x"], (np.zeros((3, 2)),)]}, "(3, 2)"),
+        (lambda batch: {"a": [batch["x"], batch["x"], (np.zeros((3, 2)),)]}, "(3, 2)"),
         (lambda batch: np.float32(1), "()"),
     ],
 )

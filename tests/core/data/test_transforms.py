@@ -22,8 +22,9 @@ from parhelion.data import (
     transformed,
 )
 from parhelion.errors import InvalidTypeError, RecordError, SampleScopeError
+from parhelion.generators import PythonGenerators
 from parhelion.sampling import FetchRequest, Position, ResumableRandomSampler
-from parhelion.seeds import PythonGenerators, sample_rng, sample_scope
+from parhelion.seeds import sample_rng, sample_scope
 from parhelion.testing import check_loader_resumes
 
 SIZE = 23
