@@ -163,8 +163,9 @@ class SampleScope:
 
     def __exit__(self, *_: object) -> None:
         _thread.scopes.remove(self)
-        _thread.idle.extend(self._streams.values())
-        self._streams.clear()
+        if self._streams:
+            _thread.idle.extend(self._streams.values())
+            self._streams.clear()
 
 
 class _Part:

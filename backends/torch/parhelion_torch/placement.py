@@ -19,6 +19,7 @@ __all__ = ["Placement", "map_leaves", "move", "pin", "to_tensor"]
 
 # Without narrowing: what is inside of something that is Any is Any.
 _is: Callable[[Any, Any], bool] = isinstance
+_from_numpy: Callable[[Any], Tensor] = cast("Any", torch).from_numpy  # the stub leaves NumPy untyped
 _SCALAR = "expected a number or a tensor with one. Reduce it, as with .mean()."
 _NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 _TENSOR_DTYPES = frozenset(map(np.dtype, _NAMES.split()))  # of strings, objects and dates there are no tensors
@@ -59,13 +60,18 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def to_tensor(array: Any) -> Any:
     """Return a tensor that shares the array's memory where torch can; the array if torch has no such dtype."""
-    if array.dtype not in _TENSOR_DTYPES and array.dtype.newbyteorder("=") not in _TENSOR_DTYPES:
+    if array.flags.writeable:
+        try:
+            return _from_numpy(array)
+        except (TypeError, ValueError):
+            pass  # no such dtype, another byte order, or a negative stride
+    if array.dtype.newbyteorder("=") not in _TENSOR_DTYPES:
         return array
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     elif not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
-    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType] - torch leaves NumPy untyped
+    return _from_numpy(array)
 
 
 def _rebuilt(value: Any, go: Callable[[Any], Any]) -> Any:

@@ -31,6 +31,7 @@ class TensorRows:
 
     returns_batches = True
     global_rng = "off"
+    is_table = True
 
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors

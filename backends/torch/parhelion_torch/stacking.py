@@ -48,8 +48,16 @@ def _stack_tensors(tensors: list[Tensor]) -> Any:
     if list(map(_get_dtype, tensors)).count(first.dtype) != len(tensors):
         raise TypeError("the dtypes differ")
     dtype = _numpy_dtype(first.dtype)
-    if dtype is None or any(map(_is_special, tensors)):
-        return torch.stack(tensors)
+    if dtype is not None:
+        try:
+            return _stack_in_array(tensors, dtype)
+        except (TypeError, RuntimeError):
+            pass  # a gradient is wanted, or it is no ordinary tensor
+    return torch.stack(tensors)
+
+
+def _stack_in_array(tensors: list[Tensor], dtype: Any) -> Any:
+    first = tensors[0]
     if first.numel() * len(tensors) >= _PARALLEL_ELEMENTS and torch.get_num_threads() > 1:
         return stack_arrays([tensor.numpy() for tensor in tensors])
     out = empty((len(tensors), *first.shape), dtype)

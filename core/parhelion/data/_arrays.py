@@ -42,6 +42,7 @@ class ArrayDataset:
 
     returns_batches = True
     global_rng = "off"
+    is_table = True
 
     def __init__(self, arrays: Any, *, num_threads: int | None = None) -> None:
         if num_threads is not None and num_threads < 1:

@@ -104,6 +104,7 @@ class Fetch:
         self._split, self._seed, self._generators = split, seed, generators
         self._keys: tuple[int, int, int] = (-1, 0, 0)
         self.board: Any = [0]
+        self.is_table = self.returns_batches and self.collate_fn is None and bool(getattr(dataset, "is_table", False))
 
     def __call__(self, request: FetchRequest, *, in_worker: bool = False) -> Any:
         """Return the batch for ``request``; otherwise as :meth:`timed`."""
@@ -120,6 +121,9 @@ class Fetch:
             RecordError: the dataset failed; the sample index is named, the original error chained.
             CollateError: the records do not fit together.
         """
+        if self.is_table:
+            began = _clock()
+            return Fetched(self.gather(request), _clock() - began, 0.0)
         base, collate_base = self._get_bases(request.epoch)
         if self.global_rng == "off":
             return self._make_batch(request, base, collate_base)
@@ -131,6 +135,17 @@ class Fetch:
         finally:
             if not in_worker:
                 generators.put_back(aside)
+
+    def gather(self, request: FetchRequest) -> Any:
+        """Return the batch for ``request`` from a dataset that is a table; nothing is drawn or checked.
+
+        Raises:
+            RecordError: the dataset failed; the sample indices are named, the original error chained.
+        """
+        try:
+            return self.dataset.__getitems__(request.indices)
+        except Exception as error:
+            raise self._failed_together(request.indices.tolist(), error) from error
 
     def _get_bases(self, epoch: int) -> tuple[int, int]:
         known, base, collate_base = self._keys
@@ -180,11 +195,7 @@ class Fetch:
         except RecordError:
             raise  # it names the record itself
         except Exception as error:
-            raise RecordError(
-                f"records with {_write_indices(indices)} of {_name(self.dataset)} failed together "
-                f"({_write(error)}). The error that was raised is chained to this one; fetch them one by one "
-                "to see which it is."
-            ) from error
+            raise self._failed_together(indices, error) from error
         if whole:
             self._check_rows(fetched, indices)
             return fetched
@@ -194,6 +205,12 @@ class Fetch:
         if len(records) != len(indices):
             raise self._wrong(f"{len(records)} records", "one for each index", indices)
         return records
+
+    def _failed_together(self, indices: Sequence[int], error: Exception) -> RecordError:
+        return RecordError(
+            f"records with {_write_indices(indices)} of {_name(self.dataset)} failed together ({_write(error)}). The "
+            "error that was raised is chained to this one; fetch them one by one to see which it is."
+        )
 
     def _check_rows(self, batch: Any, indices: Any) -> None:
         """Check the arrays of a batch, as far as they are in dicts, lists and tuples."""

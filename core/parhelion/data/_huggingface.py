@@ -65,6 +65,7 @@ class HuggingFaceDataset:
         self.returns_batches = self._is_direct or kind in _OWN
         # Its own formatters, decoders and transforms may draw.
         self.global_rng = "off" if self._is_direct else "batch"
+        self.is_table = self._is_direct
         if not self._is_direct:
             return
         wanted = set(self.dataset.column_names if form["output_all_columns"] else form["columns"])

@@ -38,6 +38,8 @@ _NO_SLOT: Final = -1
 _STAGING: Final = 1 << 16
 _MANY: Final = 512  # buffers in one call; the system allows 1024
 _CLOEXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_MOST_HELD: Final = 8  # parts, two for a small batch
+_PATIENCE: Final = 3e-4  # seconds
 _RIGHTS: Final = socket.CMSG_SPACE(array("i").itemsize)
 
 
@@ -193,6 +195,8 @@ class WorkerEnd:
         self._queue: queue.SimpleQueue[tuple[list[Any], Placed | None]] = queue.SimpleQueue()
         # Each is written by one thread only; if they agree, nobody is sending.
         self._num_queued = self._num_sent = 0
+        self._held: list[memoryview] = []
+        self._held_since = 0.0
 
     def requests(self) -> Iterator[Asked]:
         """Yield what is asked for until the parent is gone; what is canceled in time is left out."""
@@ -202,6 +206,8 @@ class WorkerEnd:
 
     def _read(self) -> bool:
         """Take in what has come, waiting only if there is nothing else to do; return whether the parent is there."""
+        if not self._asked:
+            self._send_held()
         try:
             data = self._socket.recv(_STAGING, socket.MSG_DONTWAIT if self._asked else 0)
         except BlockingIOError:
@@ -238,13 +244,19 @@ class WorkerEnd:
                 self.send(Result(iteration, asked.number, SKIPPED, []))
         self._asked = deque(asked for asked in self._asked if asked.iteration != iteration)
 
-    def send(self, result: Result, placed: Placed | None = None, *, is_fresh: bool = False) -> None:
+    def send(
+        self, result: Result, placed: Placed | None = None, *, is_fresh: bool = False, may_wait: bool = False
+    ) -> None:
         """Send a result, as far as possible now and the rest soon.
+
+        Waking the parent costs more than making a small batch. One that may wait is sent with a few of those that come
+        right after it, as long as these have been asked for already.
 
         Args:
             result: what to send.
             placed: where further parts of it are.
             is_fresh: whether nothing will change the bytes of its parts.
+            may_wait: whether it may be sent a fraction of a millisecond later; it must be fresh.
         """
         views = [memoryview(part) for part in result.parts]
         slot, size, places = _NO_SLOT, 0, []
@@ -254,14 +266,35 @@ class WorkerEnd:
         head = _RESULT.pack(*result[:3], len(views), slot, size, len(places), *result.times)
         lengths = [view.nbytes for view in views] + [number for place in places for number in place]
         left: list[Any] = [memoryview(head + struct.pack(f"<{len(lengths)}q", *lengths)), *views]
+        if may_wait and not size and self._is_to_wait():
+            self._held += left
+            return
+        left, self._held = self._held + left, []
         if self._num_queued == self._num_sent:
             left, placed = self._send(left, placed, socket.MSG_DONTWAIT)
         if left:
             # A dataset may use its memory again for the next batch.
-            self._queue.put((left if is_fresh else [bytes(part) for part in left], placed))
-            self._num_queued += 1
-            if self._num_queued == 1:
-                threading.Thread(target=self._send_queued, daemon=True).start()
+            self._put_in_queue(left if is_fresh else [bytes(part) for part in left], placed)
+
+    def _put_in_queue(self, left: list[Any], placed: Placed | None) -> None:
+        self._queue.put((left, placed))
+        self._num_queued += 1
+        if self._num_queued == 1:
+            threading.Thread(target=self._send_queued, daemon=True).start()
+
+    def _is_to_wait(self) -> bool:
+        """Return whether a result is held back, for there will be another one soon."""
+        now = time.perf_counter()
+        if not self._held:
+            self._held_since = now
+        return bool(self._asked) and len(self._held) < _MOST_HELD and now - self._held_since < _PATIENCE
+
+    def _send_held(self) -> None:
+        left, self._held = self._held, []
+        if left and self._num_queued == self._num_sent:
+            left, _ = self._send(left, None, socket.MSG_DONTWAIT)
+        if left:
+            self._put_in_queue(left, None)
 
     def send_all(self, result: Result) -> None:
         """Send a result and return when all are sent."""

@@ -38,7 +38,8 @@ class BatchedDatasetProtocol(Protocol):
 
     It returns a list with one record for each index. With an attribute ``returns_batches = True`` it gets the
     indices as an int64 array and returns the finished batch, a tree of arrays whose first axis is the batch;
-    nothing collates it.
+    nothing collates it. With ``is_table = True``, too, it promises that those are its rows at the indices, each of
+    them and nothing random: such batches are given without a look, and without the microseconds that keys take.
     """
 
     def __getitems__(self, indices: Sequence[int], /) -> Any:

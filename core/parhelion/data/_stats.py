@@ -128,6 +128,60 @@ class Tally:
         self.waiting += _clock() - began
         tell(self.stats())
 
+    def make(
+        self,
+        fetch: Callable[[Any], tuple[Any, float, float]],
+        requests: Iterable[Any],
+        finish: Callable[[Any], Any] | None,
+        tell: Callable[[LoaderStats], None],
+    ) -> Iterator[Any]:
+        """Yield the batches of requests, made when they are asked for; otherwise as :meth:`watch`.
+
+        Args:
+            fetch: returns a batch, and the seconds that its records and its collation took.
+            requests: what to fetch.
+            finish: changes each batch; None for nothing.
+            tell: is told the figures after the last batch.
+        """
+        began = _clock()
+        for request in requests:
+            batch, records, collation = fetch(request)
+            if finish is not None:
+                batch = finish(batch)
+            given = _clock()
+            self.records += records
+            self.collation += collation
+            self.waiting += given - began
+            self.num_batches += 1
+            yield batch
+            del batch  # it lives as long as its user wants it
+            began = _clock()
+            self.consumer += began - given
+        tell(self.stats())
+
+    def gather(
+        self,
+        gather: Callable[[Any], Any],
+        requests: Iterable[Any],
+        finish: Callable[[Any], Any] | None,
+        tell: Callable[[LoaderStats], None],
+    ) -> Iterator[Any]:
+        """Yield what :meth:`make` does, where a batch is all records and no collation: each microsecond counts here."""
+        began = _clock()
+        for request in requests:
+            batch = gather(request)
+            if finish is not None:
+                batch = finish(batch)
+            given = _clock()
+            self.waiting += given - began
+            self.num_batches += 1
+            yield batch
+            del batch  # it lives as long as its user wants it
+            began = _clock()
+            self.consumer += began - given
+            self.records = self.waiting
+        tell(self.stats())
+
     def stats(self) -> LoaderStats:
         """Return what has been counted so far."""
         return LoaderStats(

@@ -51,6 +51,7 @@ class ArrowDataset:
 
     returns_batches = True
     global_rng = "off"
+    is_table = True
 
     def __init__(
         self,

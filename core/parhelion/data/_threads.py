@@ -70,7 +70,7 @@ class ThreadBatches(Iterator[Any]):
         self._pool, self._fetch, self._is_last, self._tally = pool, fetch, is_last, tally
         self._requests = requests
         self._ahead: deque[tuple[FetchRequest, Future[Fetched]]] = deque()
-        for _ in range(pool.options.prefetch_factor * pool.options.num_workers):
+        for _ in range(pool.options.first_ahead * pool.options.num_workers):
             self._ask()
 
     def _ask(self) -> None:

@@ -31,7 +31,8 @@ class WorkerOptions:
 
     Attributes:
         num_workers: how many; with 0 the consumer's thread does the work, and nothing else here matters.
-        prefetch_factor: batches that each of them makes ahead, per iteration.
+        prefetch_factor: batches that each of them makes ahead, per iteration; None is 2, and more where worker
+            processes make batches in a fraction of a millisecond.
         persistent_workers: whether they outlive an iteration, so that the next one has them at once.
         timeout: seconds to wait for a batch before giving up; 0 waits as long as it takes.
         worker_init_fn: called in each with its number, from 0, before its first batch.
@@ -43,7 +44,7 @@ class WorkerOptions:
     """
 
     num_workers: int = 0
-    prefetch_factor: int = 2
+    prefetch_factor: int | None = None
     persistent_workers: bool = True
     timeout: float = 0.0
     worker_init_fn: Callable[[int], Any] | None = None
@@ -51,7 +52,8 @@ class WorkerOptions:
 
     def __attrs_post_init__(self) -> None:
         _check_count(self.num_workers, "num_workers", 0, "0 loads in this process.")
-        _check_count(self.prefetch_factor, "prefetch_factor", 1, "It counts the batches a worker makes ahead.")
+        if self.prefetch_factor is not None:
+            _check_count(self.prefetch_factor, "prefetch_factor", 1, "It counts the batches a worker makes ahead.")
         keep: Any = self.persistent_workers
         if not isinstance(keep, bool):
             raise InvalidTypeError(
@@ -73,3 +75,13 @@ class WorkerOptions:
                 f"worker_init_fn is {self.worker_init_fn!r}; expected a function of a worker's number. "
                 "Leave it out if workers need no preparation."
             )
+
+    @property
+    def first_ahead(self) -> int:
+        """Batches that each worker makes ahead at first."""
+        return 2 if self.prefetch_factor is None else self.prefetch_factor
+
+    @property
+    def most_ahead(self) -> int:
+        """Batches that each worker makes ahead at most."""
+        return 8 if self.prefetch_factor is None else self.prefetch_factor

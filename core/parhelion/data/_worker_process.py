@@ -36,6 +36,7 @@ from ._worker_options import WorkerOptions
 __all__ = ["Task", "TaskFile", "main", "start_process", "write_indices", "write_task"]
 
 _MANY = 8
+_QUICK: Final = 3e-4  # seconds that a batch takes which is sent together with others
 # Those that take long to import and are safe to fork afterwards; jax is not.
 _FRAMEWORKS: Final = ("torch",)
 
@@ -157,7 +158,8 @@ def main(number: int, link: int, task: int, board: int) -> None:
     os.close(board)
     ring = Writer()
     end = WorkerEnd(sock, ring)
-    fetch, ring.num_ahead = _prepare(number, end, task)
+    fetch, options = _prepare(number, end, task)
+    ring.num_ahead, num_workers = options.most_ahead, options.num_workers
     if isinstance(fetch, Fetch):
         fetch.board = memoryview(board_memory).cast("q")
     make_batches_in(ring.empty)
@@ -165,7 +167,9 @@ def main(number: int, link: int, task: int, board: int) -> None:
     is_fresh = getattr(fetch, "collate_fn", None) is collate
     for asked in end.requests():
         result, placed = _answer(fetch, asked, number, ring)
-        end.send(result, placed, is_fresh=is_fresh)
+        # The first batches are being waited for.
+        may_wait = len(result.parts) == 1 and asked.number >= num_workers and sum(result.times) < _QUICK
+        end.send(result, placed, is_fresh=is_fresh, may_wait=may_wait)
         if (problem := ring.take_problem()) is not None:
             end.send(Result(0, 0, NOTE, [_describe(problem)]))
         _flush()
@@ -186,8 +190,8 @@ def _end_with_parent(sock: socket.socket) -> None:
     os._exit(1)
 
 
-def _prepare(number: int, end: WorkerEnd, descriptor: int) -> tuple[Any, int]:
-    """Return what to fetch with, and how far ahead; where that cannot be had, tell the parent why and end."""
+def _prepare(number: int, end: WorkerEnd, descriptor: int) -> tuple[Any, WorkerOptions]:
+    """Return what to fetch with, and how; where that cannot be had, tell the parent why and end."""
     problem = "the dataset, or what is sent along with it, cannot be rebuilt"
     way_out = "expected modules that it can import as this process does"
     try:
@@ -205,7 +209,7 @@ def _prepare(number: int, end: WorkerEnd, descriptor: int) -> tuple[Any, int]:
         message = f"{problem} in worker process {number} ({what}); {way_out}. Load with num_workers=0.\n\n{trace}"
         end.send_all(Result(0, 0, UNUSABLE, [message.encode(errors="replace")]))
         os._exit(1)
-    return task.fetch, task.options.prefetch_factor
+    return task.fetch, task.options
 
 
 def _fetch(fetch: Any, asked: Asked) -> Fetched:

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from parhelion.errors import WorkerError
 from parhelion.sampling import FetchRequest
@@ -25,6 +25,9 @@ from ._worker_options import WorkerOptions
 from ._worker_process import Task, write_task
 
 __all__ = ["Batches", "Pool"]
+
+_QUICK: Final = 5e-4  # seconds that a batch takes of which more are made ahead
+_SMALL: Final = 1 << 19  # bytes of such a one
 
 
 class Pool:
@@ -141,7 +144,7 @@ class Batches(Iterator[Any]):
         self._is_over = False
         self._iteration = pool.begin()
         with pool.lock:
-            for _ in range(pool.options.prefetch_factor * pool.options.num_workers):
+            for _ in range(pool.options.first_ahead * pool.options.num_workers):
                 self._ask()
 
     def _ask(self) -> None:
@@ -149,6 +152,13 @@ class Batches(Iterator[Any]):
             self._pool.ask(Asked(self._iteration, number, request))
             self._asked += 1
             return
+
+    def _ask_more(self, result: Result) -> None:
+        """Look one batch further ahead, if batches come so quickly that waiting for each costs more than it does."""
+        options = self._pool.options
+        is_quick = 0 < sum(result.times) < _QUICK and sum(map(len, result.parts)) < _SMALL
+        if is_quick and self._asked - self._given - 1 < options.most_ahead * options.num_workers:
+            self._ask()
 
     def __iter__(self) -> Self:
         return self
@@ -169,6 +179,7 @@ class Batches(Iterator[Any]):
             with self._pool.lock:
                 result = self._pool.receive(self._iteration, self._given)
                 self._ask()
+                self._ask_more(result)
         except BaseException as error:
             # Also after Ctrl-C: part of a message may be lost.
             was_closed = self._pool.is_closed
