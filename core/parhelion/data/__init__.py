@@ -11,8 +11,13 @@ from ._datamodule import DataModule as DataModule
 from ._datamodule import LoaderCreator as LoaderCreator
 from ._fetch import Fetch as Fetch
 from ._fetch import Records as Records
+from ._iterable_stream import IterableStream as IterableStream
+from ._iterable_stream import get_state_methods as get_state_methods
+from ._lane import Lane as Lane
+from ._lane import StatefulIterator as StatefulIterator
 from ._loader import Loader as Loader
 from ._loader import create_loader as create_loader
+from ._map_stream import MapStream as MapStream
 from ._params import COLLATE_FN_REGISTRY as COLLATE_FN_REGISTRY
 from ._params import DATASET_REGISTRY as DATASET_REGISTRY
 from ._params import DataLoaderParams as DataLoaderParams
@@ -26,3 +31,13 @@ from ._protocols import CollateFn as CollateFn
 from ._protocols import DataLoaderProtocol as DataLoaderProtocol
 from ._protocols import MapDatasetProtocol as MapDatasetProtocol
 from ._protocols import SizedIterable as SizedIterable
+from ._shards import ShardStream as ShardStream
+from ._stream import Stream as Stream
+from ._stream_choice import create_stream_loader as create_stream_loader
+from ._stream_choice import is_stream as is_stream
+from ._stream_choice import stream_batches as stream_batches
+from ._stream_loader import StreamCursor as StreamCursor
+from ._stream_loader import StreamLoader as StreamLoader
+from ._stream_pass import Delivery as Delivery
+from ._tar_shards import TarShards as TarShards
+from ._text_lines import TextLines as TextLines

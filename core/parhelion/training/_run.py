@@ -31,7 +31,7 @@ from ._model import Model
 from ._protocols import BackendParts, Verdict
 from ._reporting import Reporting
 from ._resume import CheckpointFolder, give_model
-from ._source import Source
+from ._source import AnySource
 from ._state import TrainingState
 from ._together import let_first_act
 from ._window import Window
@@ -53,6 +53,7 @@ class Run:
         facts: what a resumed run must agree with.
         setting: what it may change.
         folder: where checkpoints go; None for nowhere.
+        source: the training split.
         valid_source: the validation split.
         datamodule: whose state belongs to the run.
     """
@@ -68,7 +69,8 @@ class Run:
         facts: Mapping[str, Any] | None = None,
         setting: Mapping[str, Any] | None = None,
         folder: CheckpointFolder | None = None,
-        valid_source: Source | None = None,
+        source: AnySource | None = None,
+        valid_source: AnySource | None = None,
         datamodule: DataModule | None = None,
     ) -> None:
         self.model = model
@@ -79,7 +81,7 @@ class Run:
         self.facts = dict(facts or {})
         self.setting = dict(setting or {})
         self._folder = folder
-        self._valid_source = valid_source
+        self._source, self._valid_source = source, valid_source
         self._datamodule = datamodule
         self._model_step = model.train_step
         self._saved: TrainingState | None = None
@@ -200,7 +202,7 @@ class Run:
             (ValidationStarted(cycle), ValidationBatchStarted, ValidationBatchEnded, ValidationEnded(cycle)),
         )
 
-    def test(self, source: Source) -> Iterator[Event]:
+    def test(self, source: AnySource) -> Iterator[Event]:
         """Run the test."""
         yield from self._evaluation(
             derive(self._seed, "test"),
@@ -213,7 +215,7 @@ class Run:
     def _evaluation(
         self,
         seed: int,
-        source: Source | None,
+        source: AnySource | None,
         prepare: Callable[..., Any],
         step: Callable[[Any, int], Any],
         events: tuple[Event, Callable[[int], Event], Callable[[int], Event], Event],
@@ -243,7 +245,7 @@ class Run:
             self.model.train()
             self.model.attach(self.model.trainer, self._window)
 
-    def predict(self, source: Source) -> list[Any]:
+    def predict(self, source: AnySource) -> list[Any]:
         """Return what the model's ``predict_step`` makes of every batch, in order."""
         outputs: list[Any] = []
 
@@ -322,6 +324,8 @@ class Run:
             "datamodule": {} if self._datamodule is None else self._datamodule.state_dict(),
             # One entry for each rank: every process goes on with its own streams.
             "randomness": {str(rank): each for rank, each in enumerate(self._parts.world.gather(streams))},
+            # The position says all for a map dataset; a stream has a state there.
+            "stream": None if self._source is None else self._source.gather(state.position, self._parts.world.gather),
             "window": self._window.state_dict(),
             "facts": self.facts,
             "setting": self.setting,
