@@ -137,10 +137,10 @@ class _ShardReader:
     """
 
     def __init__(self, stream: ShardStream, shards: list[str]) -> None:
-        self._stream, self._shards = stream, shards
-        self._shard = self._offset = 0
         self._file: BinaryIO | None = None
         self._records: Generator[Located, None, None] | None = None
+        self._stream, self._shards = stream, shards
+        self._shard = self._offset = 0
 
     def __iter__(self) -> Self:
         return self
@@ -171,6 +171,9 @@ class _ShardReader:
         if self._file is not None:
             self._file.close()
         self._records = self._file = None
+
+    def __del__(self) -> None:
+        self._close()  # one that is left early, as at the end of a run, has a file open
 
     def _name(self, shard: int) -> str | None:
         return self._shards[shard].rpartition("/")[2] if shard < len(self._shards) else None

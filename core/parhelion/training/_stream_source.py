@@ -176,9 +176,9 @@ class StreamSource:
             if not restart:
                 raise CheckpointMismatchError(
                     f"the run was stopped at record {position.offset} of epoch {position.epoch + 1}, and the "
-                    f"checkpoint does not say where the stream {stream} was then: it can do so only for a source with state_dict "
-                    "and load_state_dict, or get_state and set_state. Start anew with resume='never', or begin the "
-                    "epoch again with allow_changes=('stream',), which trains on its first records twice."
+                    f"checkpoint does not say where the stream {stream} was then: it can do so only for a source with "
+                    "state_dict and load_state_dict, or get_state and set_state. Start anew with resume='never', or "
+                    "begin the epoch again with allow_changes=('stream',), which trains on its first records twice."
                 )
             _log.warning("the stream cannot be found where it was; epoch %d begins again", position.epoch + 1)
             state = attrs.evolve(state, offset=0)
