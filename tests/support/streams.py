@@ -65,7 +65,7 @@ def is_wanted(record: Any) -> bool:
 
 
 class Pairs:
-    """Two records in one, and what is left alone at the end."""
+    """Each record with the one behind it, and the last one with itself; its state is the very list that it changes."""
 
     def __init__(self, records: Iterator[Any]) -> None:
         self.records = records
@@ -75,14 +75,15 @@ class Pairs:
         return self
 
     def __next__(self) -> Any:
-        for record in self.records:
-            self.kept.append(record)
-            if len(self.kept) == 2:
+        while len(self.kept) < 2:
+            record = next(self.records, None)
+            if record is None:
                 break
+            self.kept.append(record)
         if not self.kept:
             raise StopIteration
         pair = {"id": self.kept[0]["id"], "other": self.kept[-1]["id"], "draw": ph.sample_rng().random()}
-        del self.kept[:2]
+        del self.kept[:1]
         return pair
 
     def state_dict(self) -> Any:

@@ -150,6 +150,36 @@ def test_states_behind_batches_are_let_go_once_they_are_committed(tmp_path) -> N
     assert max(sizes) <= 3
 
 
+@given(stop=st.integers(0, 9), ahead=st.integers(0, 9), steps=st.integers(1, 3))
+def test_whatever_was_taken_ahead_the_state_is_that_of_the_position_that_counts(stop, ahead, steps) -> None:
+    def open_one() -> Any:
+        made = create_stream_loader(Ranges(9, 9, 9).shuffle(4), DatasetSplit.TRAIN, ph.DataLoaderParams(batch_size=3))
+        return open_source(made, "train", accumulation_steps=steps)
+
+    source, state = open_one(), ph.TrainingState()
+    source.begin(state, None, restart=False)
+    committed = [state]
+    source.follow(lambda: committed[-1].position)
+    spans, batches = source.spans(state.position), source.batches(state.position)
+    seen = []
+    for number, span in enumerate(spans):
+        state = state.after(span, 0.0)
+        if number < stop:
+            seen.append(next(batches)["id"].tolist())
+            committed.append(state)
+        elif number >= stop + ahead:
+            break
+    rest = [batch["id"].tolist() for batch in batches] if stop < 9 else []
+    saved = source.gather(committed[-1].position, lambda value: [value])
+    other = open_one()
+    assert other.begin(committed[-1], saved, restart=False) == committed[-1]
+    if committed[-1].offset:
+        assert [batch["id"].tolist() for batch in other.batches(committed[-1].position)] == rest
+        assert len(seen) + len(rest) == 9
+    else:
+        assert saved["entry"] is None
+
+
 def test_a_text_file_is_trained_on_and_resumed(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {k}}}\n' for k in range(23)))
     (tmp_path / "b.jsonl").write_text("".join(f'{{"id": {k}}}\n' for k in range(100, 117)))
@@ -214,19 +244,27 @@ class WithEpochs(Stateful):
         self.epoch, self.next = epoch, 0
 
 
-class NotReset(Stateful):
-    """Takes its state at the end for the end of all there is."""
+class Skipping(Source):
+    """Begins anew unless it was just told where; told the end, it gives nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: int | None = None
 
     def __iter__(self) -> Any:
-        for _ in range(self.size - self.next if self.next < self.size else self.size):
-            self.next = self.next % self.size + 1
-            yield self.record(self.next - 1)
+        begin, self.told = self.told or 0, None
+        for number in range(begin, self.size):
+            self.next = number + 1
+            yield self.record(number)
+
+    def state_dict(self) -> Any:
+        return {"next": self.next}
 
     def load_state_dict(self, state: Any) -> None:
-        super().load_state_dict(state)
+        self.told = state["next"]
 
 
-@pytest.mark.parametrize("kind", [Stateful, ByIterators, WithEpochs, NotReset])
+@pytest.mark.parametrize("kind", [Stateful, ByIterators, WithEpochs, Skipping])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 7])
 def test_any_source_that_can_say_its_state_resumes(tmp_path, kind, stop) -> None:
     check_resumes(tmp_path, lambda: Data(kind, batch_size=4), stop)
@@ -326,8 +364,8 @@ def test_the_checkpoint_has_one_small_state_for_each_lane(tmp_path) -> None:
     run(tmp_path, Data(chained), stop=2)
     tree = load_checkpoint(next((tmp_path / "descent").glob("*epoch*"))).tree
     entry = tree["stream"]["entry"]
-    assert [*entry["lanes"]] == ["0", "2"]  # the other one has too little for a batch
-    assert (entry["turn"], entry["rest"]) == (0, 0)
+    assert [*entry["lanes"]] == ["0", "1"]  # the third has not been asked yet
+    assert (entry["turn"], entry["rest"]) == (2, 0)
     assert entry["lanes"]["0"]["count"] == 4
 
 
