@@ -1,4 +1,4 @@
-"""torch's experiment with its training records as a stream: killed and started again like the one that asks by index."""
+"""torch's experiment with its training records as a stream: killed and started again as that one is."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class IterableStream(Stream):
     What has ``state_dict`` and ``load_state_dict``, or ``get_state`` and ``set_state``, can be entered where it was
     left: the source itself (torchdata's ``StatefulDataLoader`` and ``Loader``), or else its iterators (Grain's
     ``DatasetIterator``). Each epoch iterates over it anew. A source with a ``set_epoch`` is told the epoch before that;
-    one with a state of its own, without ``set_epoch``, goes into an epoch with the state at the end of the one before.
+    one with a state of its own, without ``set_epoch``, is given the one that its new iteration begins with.
 
     Args:
         source: what is iterated over.
@@ -86,11 +86,11 @@ class IterableStream(Stream):
 
     def open(self, lane: Lane) -> _IterableReader:
         """Return the records of one iteration."""
-        return _IterableReader(self._source, lane.epoch)
+        return _IterableReader(self._source, lane)
 
     def open_after(self, lane: Lane, carried: Any) -> _IterableReader:
         """Return the records of the iteration that follows the one which ended in that state."""
-        return _IterableReader(self._source, lane.epoch, carried)
+        return _IterableReader(self._source, lane, carried)
 
     def carry(self, state: Any) -> Any:
         """Return the source's own state."""
@@ -100,35 +100,60 @@ class IterableStream(Stream):
 class _IterableReader:
     """One iteration over a source, which begins when its first record, or its state, is asked for."""
 
-    def __init__(self, source: Any, epoch: int, carried: Any = None) -> None:
-        self._source, self._epoch, self._carried = source, epoch, carried
+    def __init__(self, source: Any, lane: Lane, carried: Any = None) -> None:
+        self._source, self._lane, self._carried = source, lane, carried
         self._iterator: Iterator[Any] | None = None
+        self._next_pass: Any = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        iterator = self._begin()
+        if self._next_pass is not None:
+            raise StopIteration
+        iterator, carried = self._begin(), self._carried
+        self._carried = None
         try:
             return next(iterator)
         except StopIteration:
-            if self._carried is None:
-                raise
-            # It took its state for the end of what there is.
-            self._carried = None
-            self._iterator = iter(self._source)
-            return next(self._iterator)
-        finally:
-            self._carried = None
+            if carried is not None:  # it took its state for the end of what there is
+                self._iterator = self._iterate()
+                return next(self._iterator)
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Note where the next iteration would begin: from there, not from this end, torchdata goes on exactly."""
+        methods = get_state_methods(self._source)
+        if methods is not None and not hasattr(self._source, "set_epoch"):
+            self._iterator = self._iterate()
+            self._next_pass = {"of": "next pass", "state": copy.deepcopy(methods[0]())}
 
     def _begin(self) -> Iterator[Any]:
+        """Return the iterator; where a source leads from pass to pass, every one begins with a state, as resumed."""
         if self._iterator is None:
             if hasattr(self._source, "set_epoch"):
-                self._source.set_epoch(self._epoch)
-            if self._carried is not None:
-                self._put(self._source, self._carried)
-            self._iterator = iter(self._source)
+                self._source.set_epoch(self._lane.epoch)
+            elif (methods := get_state_methods(self._source)) is not None:
+                state = self._carried
+                if state is None:
+                    self._iterate()
+                    state = methods[0]()
+                self._put(self._source, state)
+            self._iterator = self._iterate()
         return self._iterator
+
+    def _iterate(self) -> Iterator[Any]:
+        """Return a new iterator; what its making draws is keyed, and moves nothing: a resumed run makes one more."""
+        generators = self._lane.generators
+        if generators is None:
+            return iter(self._source)
+        aside = generators.set_aside()
+        try:
+            generators.seed(self._lane.key("iterator"))
+            return iter(self._source)
+        finally:
+            generators.put_back(aside)
 
     def _put(self, owner: Any, state: Any) -> None:
         methods = get_state_methods(owner)
@@ -136,6 +161,8 @@ class _IterableReader:
             methods[1](copy.deepcopy(state))
 
     def state_dict(self) -> Any:
+        if self._next_pass is not None:
+            return self._next_pass
         if self._iterator is None and self._carried is not None:
             return {"of": "carried", "state": copy.deepcopy(self._carried)}
         iterator = self._begin()
@@ -152,13 +179,13 @@ class _IterableReader:
                 f"the source {type(self._source).__name__} cannot go on where it was, for nothing says where; expected "
                 "state_dict and load_state_dict, or get_state and set_state. Give it these."
             )
-        self._iterator, self._carried = None, None
+        self._iterator = self._carried = self._next_pass = None
         if state["of"] == "carried":
             self._carried = copy.deepcopy(state["state"])
         elif state["of"] == "iterator":
             self._put(self._begin(), state["state"])
         else:
             if hasattr(self._source, "set_epoch"):
-                self._source.set_epoch(self._epoch)
+                self._source.set_epoch(self._lane.epoch)
             self._put(self._source, state["state"])
-            self._iterator = iter(self._source)
+            self._iterator = self._iterate()

@@ -32,6 +32,7 @@ __all__ = ["Located", "ShardStream"]
 
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _COMPRESSED: Final[Mapping[str, Callable[[str], Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_fspath: Callable[[Any], str] = os.fspath
 _READ: Final = 1 << 17  # bytes in one read of a file
 
 
@@ -201,12 +202,11 @@ class _ShardReader:
 
 def _expand(urls: Any, storage_options: Mapping[str, Any]) -> list[str]:
     given: list[Any] = [urls] if isinstance(urls, (str, os.PathLike)) else _listed(urls)
-    for url in given:
-        if not isinstance(url, (str, os.PathLike)):
-            raise InvalidTypeError(f"a shard is {url!r}; expected a path or URL. Pass text, or a pathlib.Path.")
-    shards = [
-        found for url in given for each in _expand_braces(os.fspath(url)) for found in _find(each, storage_options)
-    ]
+    wrong = [url for url in given if not isinstance(url, (str, os.PathLike))]
+    if wrong:
+        raise InvalidTypeError(f"a shard is {wrong[0]!r}; expected a path or URL. Pass text, or a pathlib.Path.")
+    named = [each for url in map(_fspath, given) for each in _expand_braces(url)]
+    shards = [found for each in named for found in _find(each, storage_options)]
     if not shards:
         raise InvalidValueError(f"urls is {urls!r}, which names no shard; expected at least one. Check the pattern.")
     return shards

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
@@ -23,6 +23,7 @@ from ._worker_options import OPTION_NAMES, WorkerOptions
 __all__ = ["create_stream_loader", "is_stream", "stream_batches"]
 
 _log = logging.getLogger("parhelion")
+_get_type: Callable[[Any], Any] = type
 
 
 def create_stream_loader(
@@ -131,7 +132,7 @@ def stream_batches(
 
 def is_stream(dataset: Any) -> bool:
     """Return whether a dataset is iterated over, and not asked for records by their index."""
-    kind: type[Any] = type(dataset)
+    kind = _get_type(dataset)
     if isinstance(dataset, Stream) or any(base.__name__ == "IterableDataset" for base in kind.__mro__):
         return True  # torch's has a __getitem__, which raises
     has_records = hasattr(kind, "__getitem__") or hasattr(kind, "__getitems__")

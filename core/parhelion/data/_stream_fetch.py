@@ -44,6 +44,84 @@ def make_request(epoch: int, place: int, lane: int) -> FetchRequest:
     return FetchRequest(epoch, place, np.array([lane], np.int64))
 
 
+class LaneReader:
+    """The records of one lane: of one pass, or of one after another.
+
+    Args:
+        stream: what is read.
+        lane: which lane of it, in the epoch in which the reading begins.
+        repeats: whether another pass follows when one is over.
+        start: a state to go on from.
+
+    Attributes:
+        epoch: in which the reading began.
+        count: records taken since.
+    """
+
+    def __init__(self, stream: Stream, lane: Lane, *, repeats: bool, start: dict[str, Any] | None = None) -> None:
+        self._stream, self._repeats = stream, repeats
+        self.epoch, self.count = lane.epoch, 0
+        self._is_over, self._has_given = False, False
+        self._records: StatefulIterator
+        if start is None:
+            self._lane = lane
+            self._records = stream.open(lane)
+            return
+        self.count, self._has_given = start["count"], start["has_given"]
+        self._lane = attrs.evolve(lane, epoch=start["pass"])
+        if "carried" in start:
+            self._records = stream.open_after(self._lane, start["carried"])
+            return
+        self._records = stream.open(self._lane)
+        self._records.load_state_dict(start["records"])
+
+    def is_at(self, place: int) -> bool:
+        """Return whether the record that many records after the first is the next one."""
+        return self.count == place or (self._is_over and place > self.count)
+
+    def take(self, size: int) -> list[Any]:
+        """Return the next records; fewer than ``size`` where the lane ends.
+
+        Raises:
+            DataError: a whole pass gave none, and another would follow.
+        """
+        taken: list[Any] = []
+        while len(taken) < size and not self._is_over:
+            try:
+                taken.append(next(self._records))
+                self._has_given = True
+            except StopIteration:
+                self._end_pass()
+        self.count += len(taken)
+        return taken
+
+    def _end_pass(self) -> None:
+        if not self._repeats:
+            self._is_over = True
+            return
+        lane = self._lane
+        if not self._has_given:
+            raise DataError(
+                f"lane {lane.number} of {lane.count} gave no record in pass {lane.epoch + 1} over the stream; expected "
+                "one at least, since it is read again and again. Use fewer lanes (num_lanes), or look at what is "
+                "filtered out; a source that can be iterated over once needs an __iter__ that begins anew."
+            )
+        self._lane, self._has_given = attrs.evolve(lane, epoch=lane.epoch + 1), False
+        if self._stream.carries_over:
+            self._records = self._stream.open_after(self._lane, self._stream.carry(self._records.state_dict()))
+        else:
+            self._records = self._stream.open(self._lane)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a reader of the same lane can begin from."""
+        return {
+            "count": self.count,
+            "pass": self._lane.epoch,
+            "has_given": self._has_given,
+            "records": self._records.state_dict(),
+        }
+
+
 @attrs.frozen(kw_only=True)
 class StreamFetch:
     """What turns requests into batches, lane by lane; it can be pickled and called in a worker process.
@@ -72,7 +150,7 @@ class StreamFetch:
     starts: Mapping[int, dict[str, Any]] = attrs.field(factory=dict[int, dict[str, Any]])
     begun: int = 0
     says_state: bool = True
-    _readers: dict[int, LaneReader] = attrs.field(factory=dict, init=False, repr=False)
+    _readers: dict[int, LaneReader] = attrs.field(factory=dict[int, LaneReader], init=False, repr=False)
 
     @property
     def dataset(self) -> Stream:
@@ -169,83 +247,6 @@ class StreamFetch:
         return {field.name: getattr(self, field.name) for field in attrs.fields(type(self)) if field.init}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        for name, value in {**state, "_readers": {}}.items():
+        readers: dict[int, LaneReader] = {}
+        for name, value in (*state.items(), ("_readers", readers)):
             object.__setattr__(self, name, value)
-
-
-class LaneReader:
-    """The records of one lane: of one pass, or of one after another.
-
-    Args:
-        stream: what is read.
-        lane: which lane of it, in the epoch in which the reading begins.
-        repeats: whether another pass follows when one is over.
-        start: a state to go on from.
-
-    Attributes:
-        epoch: in which the reading began.
-        count: records taken since.
-    """
-
-    def __init__(self, stream: Stream, lane: Lane, *, repeats: bool, start: dict[str, Any] | None = None) -> None:
-        self._stream, self._repeats = stream, repeats
-        self.epoch, self.count = lane.epoch, 0
-        self._is_over, self._has_given = False, False
-        self._records: StatefulIterator
-        if start is None:
-            self._lane = lane
-            self._records = stream.open(lane)
-            return
-        self.count, self._has_given = start["count"], start["has_given"]
-        self._lane = attrs.evolve(lane, epoch=start["pass"])
-        if "carried" in start:
-            self._records = stream.open_after(self._lane, start["carried"])
-            return
-        self._records = stream.open(self._lane)
-        self._records.load_state_dict(start["records"])
-
-    def is_at(self, place: int) -> bool:
-        """Return whether the record that many records after the first is the next one."""
-        return self.count == place or (self._is_over and place > self.count)
-
-    def take(self, size: int) -> list[Any]:
-        """Return the next records; fewer than ``size`` where the lane ends.
-
-        Raises:
-            DataError: a whole pass gave none, and another would follow.
-        """
-        taken: list[Any] = []
-        while len(taken) < size and not self._is_over:
-            try:
-                taken.append(next(self._records))
-                self._has_given = True
-            except StopIteration:
-                self._end_pass()
-        self.count += len(taken)
-        return taken
-
-    def _end_pass(self) -> None:
-        if not self._repeats:
-            self._is_over = True
-            return
-        lane = self._lane
-        if not self._has_given:
-            raise DataError(
-                f"lane {lane.number} of {lane.count} gave no record in pass {lane.epoch + 1} over the stream; expected "
-                "one at least, since it is read again and again. Use fewer lanes (num_lanes), or look at what is "
-                "filtered out; a source that can be iterated over once needs an __iter__ that begins anew."
-            )
-        self._lane, self._has_given = attrs.evolve(lane, epoch=lane.epoch + 1), False
-        if self._stream.carries_over:
-            self._records = self._stream.open_after(self._lane, self._stream.carry(self._records.state_dict()))
-        else:
-            self._records = self._stream.open(self._lane)
-
-    def state(self) -> dict[str, Any]:
-        """Return what a reader of the same lane can begin from."""
-        return {
-            "count": self.count,
-            "pass": self._lane.epoch,
-            "has_given": self._has_given,
-            "records": self._records.state_dict(),
-        }

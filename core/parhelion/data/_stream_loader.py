@@ -187,6 +187,8 @@ class StreamLoader:
         starts: dict[str, Any] = {} if entry is None else entry["lanes"]
         if starts and self.num_workers and not self._options.persistent_workers:
             self._left_at = None  # whoever stands there has ended
+        if any("carried" in start for start in starts.values()):
+            self._left_at = None  # a source whose state leads from epoch to epoch is given it in every run alike
         if self._fetch is not None and (entry is self._left_at if starts else self._fetch.size == self.batch_size):
             return self._fetch
         self.close()

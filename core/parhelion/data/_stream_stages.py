@@ -31,7 +31,10 @@ class Stage(ABC):
 class Map(Stage):
     """Calls a function on every record."""
 
-    name = "map"
+    @property
+    def name(self) -> str:
+        """What it does."""
+        return "map"
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = _check_function(function, "map", "a function of a record")
@@ -44,7 +47,10 @@ class Map(Stage):
 class Filter(Stage):
     """Keeps the records for which a predicate is true."""
 
-    name = "filter"
+    @property
+    def name(self) -> str:
+        """What it does."""
+        return "filter"
 
     def __init__(self, predicate: Callable[[Any], Any]) -> None:
         self._predicate = _check_function(predicate, "filter", "a function of a record that says whether to keep it")

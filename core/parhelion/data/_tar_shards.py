@@ -81,9 +81,10 @@ class TarShards(ShardStream):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(urls, num_lanes=num_lanes, storage_options=storage_options)
-        if decode is not None and not isinstance(decode, Mapping) and not callable(decode):
+        given: Any = decode
+        if given is not None and not isinstance(given, Mapping) and not callable(given):
             raise InvalidTypeError(
-                f"decode is {decode!r}; expected a function of a record, or functions of bytes by extension. Pass "
+                f"decode is {given!r}; expected a function of a record, or functions of bytes by extension. Pass "
                 "decode=dict to keep the bytes."
             )
         self._whole = decode if callable(decode) else None

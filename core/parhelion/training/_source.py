@@ -197,5 +197,19 @@ class _KeyedRandomness:
     """A framework's generators as a fetch wants them."""
 
     def __init__(self, randomness: Randomness) -> None:
-        self.seed, self.capture, self.restore = randomness.seed, randomness.capture, randomness.restore
-        self.set_aside, self.put_back = randomness.capture, randomness.restore
+        self._randomness = randomness
+
+    def seed(self, seed: int) -> None:
+        self._randomness.seed(seed)
+
+    def capture(self) -> Any:
+        return self._randomness.capture()
+
+    def restore(self, state: Any) -> None:
+        self._randomness.restore(state)
+
+    def set_aside(self) -> Any:
+        return self._randomness.capture()
+
+    def put_back(self, aside: Any) -> None:
+        self._randomness.restore(aside)

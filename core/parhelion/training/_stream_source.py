@@ -245,7 +245,8 @@ class _Pass:
             yield queue.popleft()
 
     def _advance(self) -> bool:
-        for span, batch in (group := next(self._groups, [])):
+        group = next(self._groups, None) or []
+        for span, batch in group:
             self._queues["spans"].append(span)
             self._queues["batches"].append(batch)
         return bool(group)
