@@ -180,6 +180,37 @@ def test_whatever_was_taken_ahead_the_state_is_that_of_the_position_that_counts(
         assert saved["entry"] is None
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4), (4, 2)])
+def test_a_checkpoint_has_the_lanes_of_all_ranks_so_that_their_number_may_change(before, after) -> None:
+    params = ph.DataLoaderParams(batch_size=2, is_distributed=True, options={"records_per_epoch": 48})
+
+    def open_ranks(world: int, state: Any, saved: Any) -> Any:
+        sources = []
+        for rank in range(world):
+            stream = Ranges(9, 5, 7, 8).shuffle(3)
+            made = create_stream_loader(stream, DatasetSplit.TRAIN, params, rank=rank, world=world)
+            sources.append(open_source(made, "train"))
+            assert sources[-1].begin(state, saved, restart=False) == state
+        return sources
+
+    def train(sources: Any, state: Any, steps: int) -> Any:
+        """Return the micro-batches in order, and the state and the stream's state behind them."""
+        passes = [zip(each.spans(state.position), each.batches(state.position), strict=True) for each in sources]
+        found = []
+        for _, together in zip(range(steps), zip(*passes, strict=True), strict=False):
+            found += [batch["id"].tolist() for _, batch in together]
+            state = state.after(together[0][0], 0.0)
+        every = [each._entry_at(state.position) for each in sources]
+        return found, state, sources[0].gather(state.position, lambda _: every)
+
+    whole, *_ = train(open_ranks(1, ph.TrainingState(), None), ph.TrainingState(), 24)
+    first, state, saved = train(open_ranks(before, ph.TrainingState(), None), ph.TrainingState(), 12 // before - 2)
+    assert state.offset == 2 * len(first)
+    rest, state, _ = train(open_ranks(after, state, saved), state, 24)
+    assert first + rest == whole[: len(first + rest)]
+    assert len(rest) == (24 - len(first)) // after * after
+
+
 def test_a_text_file_is_trained_on_and_resumed(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {k}}}\n' for k in range(23)))
     (tmp_path / "b.jsonl").write_text("".join(f'{{"id": {k}}}\n' for k in range(100, 117)))
