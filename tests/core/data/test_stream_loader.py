@@ -113,6 +113,20 @@ def test_epochs_of_a_given_length_go_on_where_the_one_before_ended() -> None:
     assert lane == [k % 7 for k in range(len(lane))]
 
 
+def test_an_epoch_that_was_left_early_begins_again_where_it_began() -> None:
+    loader, cursor = make(Ranges(7, 7), batch_size=2, options={"records_per_epoch": 8})
+    made = loader.open_pass()
+    list(made)
+    entry = made.next_entry()
+    loader.leave(entry)
+    found = []
+    for _ in range(2):
+        cursor.seek(Position(1), entry)
+        again = loader.open_pass()
+        found.append([next(again).batch["id"].tolist() for _ in range(2)])
+    assert found == [[[4, 5], [1004, 1005]]] * 2
+
+
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
     root = tmp_path_factory.mktemp("tars")

@@ -144,6 +144,19 @@ def test_a_map_dataset_as_a_stream_draws_what_its_own_loader_draws() -> None:
     assert found["x"][1] == expected["x"].tolist()
 
 
+@pytest.mark.parametrize("count", range(13))
+def test_global_generators_are_keyed_for_each_record_of_a_map_dataset(count) -> None:
+    lane = Lane(generators=PythonGenerators())
+    stream = MapStream(Records(12), num_lanes=1).shuffle(5)
+    whole = [record["legacy"] for record in stream.open(lane)]
+    reader = stream.open(lane)
+    for _ in range(count):
+        next(reader)
+    other = stream.open(lane)
+    other.load_state_dict(reader.state_dict())
+    assert [record["legacy"] for record in other] == whole[count:]
+
+
 def test_what_is_no_map_dataset_or_no_sampler_is_refused() -> None:
     with pytest.raises(TypeError, match="dataset is a list_iterator; expected a map dataset"):
         MapStream(iter([1]))
