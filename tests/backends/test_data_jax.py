@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import parhelion as ph
 from parhelion import sampling
-from parhelion.data import DataLoaderParams, Dataset, DatasetSplit, Loader
+from parhelion.data import DataLoaderParams, Dataset, DatasetSplit, Loader, MapStream, StreamCursor
 from parhelion.data import collate as core_collate
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.sampling import Position, Shard, Tail
@@ -291,22 +291,19 @@ class Endless:
         return 3
 
 
-@pytest.mark.parametrize("make", [Endless, lambda: iter([1]), lambda: (i for i in ()), lambda: {1, 2}])
-def test_a_stream_is_refused(make):
-    stream = make()
-    with pytest.raises(
-        InvalidTypeError, match=rf"dataset is a {type(stream).__name__}, which is a stream; expected a map"
-    ):
-        create(stream)
+@pytest.mark.parametrize("make", [Endless, lambda: iter(range(3)), lambda: MapStream(range(3), num_lanes=1)])
+def test_a_stream_gives_its_records_in_order_and_a_cursor(make):
+    loader, cursor = create(make(), batch_size=2)
+    assert isinstance(cursor, StreamCursor)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("sized", [False, True])
-def test_a_stream_of_torchs_is_refused_although_it_has_a_getitem(sized):
+def test_a_stream_of_torchs_is_one_although_it_has_a_getitem(sized):
     torch = pytest.importorskip("torch")
     methods = {"__iter__": lambda self: iter(range(3)), **({"__len__": lambda self: 3} if sized else {})}
     kind = type("Stream", (torch.utils.data.IterableDataset,), methods)
-    with pytest.raises(InvalidTypeError, match="dataset is a Stream, which is a stream; expected a map dataset"):
-        create(kind())
+    assert [batch.tolist() for batch in create(kind(), batch_size=2)[0]] == [[0, 1], [2]]
 
 
 def test_a_dataset_that_is_neither_is_refused_by_the_core():

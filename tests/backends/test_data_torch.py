@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset,
 
 import parhelion as ph
 from parhelion import sampling
-from parhelion.data import DataLoaderParams, Dataset, DatasetSplit, create_loader
-from parhelion.errors import CollateError, InvalidTypeError, InvalidValueError, RecordError
+from parhelion.data import DataLoaderParams, Dataset, DatasetSplit, MapStream, create_loader
+from parhelion.errors import CollateError, InvalidValueError, RecordError
 from parhelion.sampling import Position, Tail
 from parhelion_torch import (
     ResumableDistributedSampler,
@@ -318,15 +318,23 @@ def test_an_empty_dataset_is_refused():
         create([])
 
 
-def test_a_stream_is_refused():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(range(3))
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
 
-    with pytest.raises(
-        InvalidTypeError, match="dataset is a Stream, which is an IterableDataset; expected a map dataset"
-    ):
-        create(Stream())
+
+@pytest.mark.parametrize("make", [Stream, lambda: MapStream(range(3), num_lanes=1)])
+def test_a_stream_is_read_by_a_loader_of_torchs_with_a_cursor(make):
+    stream = make()
+    loader, cursor = create(stream, batch_size=2)
+    assert isinstance(loader, torch.utils.data.DataLoader)
+    assert (loader.dataset, loader.sampler, loader.batch_size) == (stream, cursor, 2)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2]]
+    with pytest.raises(TypeError, match="known with options={'records_per_epoch': ...} only"):
+        len(loader)
+    sized, _ = create(stream, batch_size=2, records_per_epoch=8)
+    assert len(sized) == 4
+    assert all(isinstance(batch, torch.Tensor) for batch in loader)
 
 
 def test_a_subset_of_plain_records_is_asked_record_by_record():

@@ -50,7 +50,12 @@ JAX = [
     ("in a hook", 16, 3, "epoch", (0, 0), 3),
     ("in a record", 26, 1, "update", (0, 2), 3),
 ]
-CASES = [("torch", *case) for case in TORCH] + [("jax", *case) for case in JAX]
+STREAM = [
+    ("before a step", 8, 3, "epoch", (0, 2), 1),
+    ("after a step", 9, 1, "update", (2, 0), 1),
+    ("in a record", 34, 1, "update", (0, 2), 1),
+]
+CASES = [("torch", *case) for case in TORCH] + [("jax", *case) for case in JAX] + [("stream", *case) for case in STREAM]
 
 
 def run(root: Path, *, point: str = "nowhere", iteration: int = 0, **setting: Any) -> None:
@@ -108,7 +113,7 @@ def oracle(tmp_path_factory):
 def test_a_killed_run_started_again_is_the_run_that_never_stopped(
     oracle, tmp_path, backend, point, iteration, steps, schedule, workers, chunk
 ) -> None:
-    pytest.importorskip(f"parhelion_{backend}")
+    pytest.importorskip("parhelion_jax" if backend == "jax" else "parhelion_torch")
     case = importlib.import_module(f"support.{backend}_case")
     setting = {"backend": backend, "steps": steps, "schedule": schedule, "chunk": chunk}
     run(tmp_path, workers=workers[0], point=point, iteration=iteration, **setting)

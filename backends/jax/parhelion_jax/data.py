@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -11,18 +10,15 @@ from parhelion.data import (
     CollateFn,
     DataLoaderParams,
     DatasetSplit,
-    Loader,
     collate,
-    create_loader,
+    open_loader,
 )
-from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.errors import InvalidValueError
 from parhelion.sampling import ResumableSamplerType
 
 from .samplers import SAMPLER_REGISTRY, get_group
 
 __all__ = ["collate", "create_dataloader", "loader_for"]
-
-_get_type: Callable[[Any], Any] = type
 
 
 def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
@@ -41,7 +37,7 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     split: DatasetSplit = DatasetSplit.TRAIN,
     num_shards: int = 1,
     **options: Any,
-) -> tuple[Loader, ResumableSamplerType]:
+) -> tuple[Any, Any]:
     """Return a loader of NumPy batches that can begin anywhere, and the sampler that says where.
 
     The loader's iterations begin at ``sampler.position``. Batches, and what is drawn while they are made, are
@@ -53,7 +49,8 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     float -> float32, int -> int64, bool -> bool, what has a dtype keeps it.
 
     Args:
-        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``.
+        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``; arrays by name, and what else
+            :func:`parhelion.data.as_batched` knows; or a stream.
         random_seed: keys the order and each sample's randomness.
         batch_size: records per process and batch.
         shuffle: whether each epoch has a random order.
@@ -70,8 +67,7 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
             "off"): what keys the process-wide generators while records are fetched.
 
     Raises:
-        InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument
-            has a type that cannot work.
+        InvalidTypeError: (a TypeError) the sampler is not resumable, or an argument has a type that cannot work.
         InvalidValueError: (a ValueError) an argument has a value that cannot work, ``batch_size`` is no
             multiple of ``num_shards``, or an option is unknown.
         UnknownNameError: nothing is registered under a name.
@@ -92,16 +88,13 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     return loader_for(dataset, split, params, num_shards=num_shards)
 
 
-def loader_for(
-    dataset: Any, split: DatasetSplit, params: DataLoaderParams, *, num_shards: int = 1
-) -> tuple[Loader, ResumableSamplerType]:
+def loader_for(dataset: Any, split: DatasetSplit, params: DataLoaderParams, *, num_shards: int = 1) -> tuple[Any, Any]:
     """Return what :func:`create_dataloader` does, for a data set and its params; it raises the same."""
-    _check_stream(dataset)
     _check_shards(params.batch_size, num_shards)
     world, rank = get_group()
     if params.is_distributed is None:
         params = attrs.evolve(params, is_distributed=world > 1)
-    return create_loader(
+    return open_loader(
         dataset,
         split,
         params,
@@ -111,20 +104,6 @@ def loader_for(
         whole_tail=True,
         registry=SAMPLER_REGISTRY,
     )
-
-
-def _check_stream(dataset: Any) -> None:
-    kind = _get_type(dataset)
-    has_records = hasattr(kind, "__getitem__") or hasattr(kind, "__getitems__")
-    # torch's has a __getitem__, which raises.
-    if _is_of_torch(dataset, "IterableDataset") or (
-        hasattr(kind, "__iter__") and not (has_records and hasattr(kind, "__len__"))
-    ):
-        raise InvalidTypeError(
-            f"dataset is a {kind.__name__}, which is a stream; expected a map dataset, with __getitem__ and "
-            "__len__, since a stream cannot be entered at a position. Give it these, or return another loader "
-            "and a resumable sampler from the data module."
-        )
 
 
 def _check_shards(batch_size: Any, num_shards: int) -> None:
@@ -138,8 +117,3 @@ def _check_shards(batch_size: Any, num_shards: int) -> None:
             f"a multiple of {num_shards}. Set batch_size={batch_size + -batch_size % num_shards}, or train on fewer "
             "devices (gpus=[...], or a mesh)."
         )
-
-
-def _is_of_torch(value: Any, name: str) -> bool:
-    """Return whether the value's type is torch's class of that name, or derived from it; torch is not imported."""
-    return any(base.__name__ == name and base.__module__.startswith("torch.") for base in _get_type(value).__mro__)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import attrs
 import torch
@@ -21,15 +20,18 @@ from parhelion.data import (
     Framework,
     Loader,
     LoaderStats,
+    StreamCursor,
     as_source,
     check_known,
     check_params,
     choose_sampler,
     count_batches,
+    create_stream_loader,
     get_collate_fn,
+    is_stream,
     take_ahead,
 )
-from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.errors import InvalidValueError
 from parhelion.generators import LoadedGenerators
 from parhelion.sampling import ResumableSamplerType
 
@@ -57,7 +59,6 @@ _DECIDED: Final = {
 }
 _FRAMEWORK: Final = Framework(finish=to_tensors, companions={"torch": "parhelion_torch.stacking"})
 _PINNED_AHEAD: Final = 3  # batches: in use, ready, and being copied
-_get_type: Callable[[Any], Any] = type
 
 
 def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
@@ -87,7 +88,8 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
     float -> float32, int -> int64, bool -> bool, what has a dtype keeps it.
 
     Args:
-        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``.
+        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``; arrays by name, and what else
+            :func:`parhelion.data.as_batched` knows; or a stream.
         random_seed: keys the order and each sample's randomness.
         batch_size: records per rank and batch.
         shuffle: whether each epoch has a random order.
@@ -103,8 +105,7 @@ def create_dataloader(  # noqa: PLR0917 - the reference page fixes the arguments
             and ``sampler_options``, the arguments of a sampler that is given by its name.
 
     Raises:
-        InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument
-            has a type that cannot work.
+        InvalidTypeError: (a TypeError) the sampler is not resumable, or an argument has a type that cannot work.
         InvalidValueError: (a ValueError) an argument has a value that cannot work, or an option is unknown.
         UnknownNameError: nothing is registered under a name.
     """
@@ -141,9 +142,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     a ``with`` block, or with the loader.
 
     Args:
-        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``.
+        dataset: a map dataset: ``__len__``, and ``__getitem__`` or ``__getitems__``; what
+            :func:`parhelion.data.as_batched` knows, such as arrays by name; or a stream.
         batch_size: records per rank and batch.
-        shuffle: whether each epoch has a random order.
+        shuffle: whether each epoch has a random order; of a stream, its shards.
         sampler: a resumable sampler, or the name of a registered one.
         num_workers: workers; 0 loads in this process.
         collate_fn: makes a batch of a list of records, or the name of a registered function; None makes tensors: float
@@ -164,14 +166,18 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         options: other arguments of torch's ``DataLoader``; and ``sampler_options``, those of a sampler that is given by
             its name.
 
+    Attributes:
+        sampler: says where the next iteration begins; of a stream, its cursor.
+        engine: what makes the batches.
+
     Raises:
-        InvalidTypeError: (a TypeError) the sampler is not resumable, the dataset is a stream, or an argument has a type
-            that cannot work.
+        InvalidTypeError: (a TypeError) the sampler is not resumable, or an argument has a type that cannot work.
         InvalidValueError: (a ValueError) an argument has a value that cannot work, or an option is unknown.
         UnknownNameError: nothing is registered under a name.
     """
 
     sampler: Any
+    engine: Any
 
     def __init__(
         self,
@@ -214,11 +220,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return loader
 
     def _build(self, dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> None:
-        given = _check_options(params)
-        _check_stream(dataset)
         world, rank = get_group()
         if params.is_distributed is None:
             params = attrs.evolve(params, is_distributed=world > 1)
+        if is_stream(dataset):
+            self._build_stream(dataset, split, params, rank, world)
+            return
+        given = _check_options(params)
         collate_fn = get_collate_fn(params.collate_fn)
         source = as_source(dataset, collate_fn, as_batched)
         sampler = choose_sampler(source, params, split, rank=rank, world=world, registry=SAMPLER_REGISTRY)
@@ -230,11 +238,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             "collate_fn": collate_fn,
             "global_rng": given.pop("global_rng", None),
         }
-        self._engine: Any
         if worker_type == "torch":
-            self._engine = TorchEngine(_make_fetch(source, fetching), sampler, params.random_seed, shared)
+            self.engine = TorchEngine(_make_fetch(source, fetching), sampler, params.random_seed, shared)
         else:
-            self._engine = _open_engine(source, sampler, fetching, worker_type, shared)
+            self.engine = _open_engine(source, sampler, fetching, worker_type, shared)
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             dataset,
             batch_size=sampler.batch_size,
@@ -245,29 +252,48 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             **shared,
         )
 
+    def _build_stream(self, dataset: Any, split: DatasetSplit, params: DataLoaderParams, rank: int, world: int) -> None:
+        self.engine, cursor = create_stream_loader(
+            dataset, split, params, rank=rank, world=world, default_collate=collate
+        )
+        super().__init__(  # pyright: ignore[reportUnknownMemberType] - as above
+            dataset,
+            batch_size=params.batch_size,
+            sampler=None if isinstance(dataset, IterableDataset) else cast("Any", cursor),
+            num_workers=self.engine.num_workers,
+            collate_fn=self.engine.collate_fn,
+            pin_memory=params.pin_memory and _can_pin(),
+            generator=torch.Generator(),
+        )
+        object.__setattr__(self, "sampler", cursor)  # torch lets a stream have none
+
     def __iter__(self) -> Any:
-        if not self.pin_memory or not isinstance(self._engine, Loader):
-            return iter(self._engine)  # torch's own pins by itself
-        if self._engine.is_thread_bound:
-            return map(pin, self._engine)
-        return take_ahead(iter(self._engine), pin, _PINNED_AHEAD)
+        if not self.pin_memory or isinstance(self.engine, TorchEngine):
+            return iter(self.engine)  # torch's own pins by itself
+        if self.is_thread_bound:
+            return map(pin, self.engine)
+        return take_ahead(iter(self.engine), pin, _PINNED_AHEAD)
 
     def __len__(self) -> int:
-        return count_batches(self.sampler)
+        if not isinstance(self.sampler, StreamCursor):
+            return count_batches(self.sampler)
+        if self.sampler.size is None:
+            raise TypeError("the length of a stream's loader is known with options={'records_per_epoch': ...} only")
+        return self.sampler.shard.num_batches(self.sampler.size)
 
     @property
     def is_thread_bound(self) -> bool:
         """Whether batches are made in the thread that uses them: records may draw from this process's generators."""
-        return bool(getattr(self._engine, "is_thread_bound", not self.num_workers))
+        return bool(getattr(self.engine, "is_thread_bound", not self.num_workers))
 
     def stats(self) -> LoaderStats:
         """Return where the time of the iteration that began last has gone; torch's own workers count nothing."""
-        return self._engine.stats() if isinstance(self._engine, Loader) else LoaderStats()
+        return LoaderStats() if isinstance(self.engine, TorchEngine) else self.engine.stats()
 
     def close(self) -> None:
         """End the workers, if there are any; an iteration that is not over fails, another starts new ones."""
-        if isinstance(self._engine, Loader):
-            self._engine.close()
+        if not isinstance(self.engine, TorchEngine):
+            self.engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -337,15 +363,6 @@ def _check_options(params: DataLoaderParams) -> dict[str, Any]:
     if params.debug_mode:
         options = {name: value for name, value in options.items() if name not in _WORKER_OPTIONS}
     return options
-
-
-def _check_stream(dataset: Any) -> None:
-    if issubclass(_get_type(dataset), IterableDataset):
-        raise InvalidTypeError(
-            f"dataset is a {type(dataset).__name__}, which is an IterableDataset; expected a map dataset, "
-            "with __getitem__ and __len__, since a stream cannot be entered at a position. Give it these, or "
-            "return another loader and a resumable sampler from the data module."
-        )
 
 
 def _can_pin() -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from parhelion.errors import DataError, InvalidTypeError
 from parhelion.sampling import ResumableSamplerType
 
-from ._loader import create_loader
+from ._loader import open_loader
 from ._params import DataLoaderParams, Dataset, DatasetSplit
 
 __all__ = ["DataModule", "LoaderCreator"]
@@ -145,5 +145,5 @@ class DataModule(ABC):
                 "expected what self._create_dataset(dataset, params) returns. Assign that in setup."
             )
         if self._trainer is None:
-            return create_loader(pair.dataset, split, pair.params)
+            return open_loader(pair.dataset, split, pair.params)
         return self._trainer.create_dataloader(pair.dataset, split, pair.params)

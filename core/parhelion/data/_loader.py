@@ -21,7 +21,8 @@ from ._fetch import Fetch
 from ._params import DataLoaderParams, DatasetSplit, check_known
 from ._protocols import CollateFn
 from ._recognition import as_source
-from ._stats import LoaderStats, Tally
+from ._stats import LoaderStats, Tally, tell_stats
+from ._stream_choice import create_stream_loader, is_stream
 from ._transforms import Collate
 from ._worker_options import OPTION_NAMES, WorkerOptions
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ._threads import ThreadPool
     from ._workers import Pool
 
-__all__ = ["Framework", "Loader", "create_loader"]
+__all__ = ["Framework", "Loader", "create_loader", "open_loader"]
 
 _log = logging.getLogger("parhelion")
 _Pool = TypeVar("_Pool")
@@ -202,8 +203,7 @@ class Loader:
         return self._tally.stats()
 
     def _tell(self, stats: LoaderStats) -> None:
-        level = logging.INFO if self._split is DatasetSplit.TRAIN else logging.DEBUG
-        _log.log(level, "%s of %s: %s", self._split.name.lower(), type(self.dataset).__name__, stats)
+        tell_stats(self._split, type(self.dataset).__name__, stats)
 
     def close(self) -> None:
         """End the workers, if there are any; an iteration that is not over fails, another starts new ones."""
@@ -294,3 +294,32 @@ def create_loader(
     )
     loader.dataset = dataset
     return loader, sampler
+
+
+def open_loader(
+    dataset: Any,
+    split: DatasetSplit,
+    params: DataLoaderParams,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    parts: int = 1,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Return a loader, and what says where it begins, for a map dataset or for a stream.
+
+    Args:
+        dataset: what :func:`create_loader` or :func:`create_stream_loader` takes.
+        split: what the data is for.
+        params: what the user asked for.
+        rank: this rank, where ``params.is_distributed``.
+        world: number of ranks, where ``params.is_distributed``.
+        parts: pieces that a rank's batch is split into, such as one for each of its devices.
+        options: other arguments of :func:`create_loader`, which no stream needs.
+
+    Raises:
+        ParhelionError: as these two do.
+    """
+    if is_stream(dataset):
+        return create_stream_loader(dataset, split, params, rank=rank, world=world, parts=parts)
+    return create_loader(dataset, split, params, rank=rank, world=world, parts=parts, **options)

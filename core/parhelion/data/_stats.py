@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,11 @@ from typing import Any, Final
 
 import attrs
 
-__all__ = ["LoaderStats", "Tally"]
+from ._params import DatasetSplit
+
+__all__ = ["LoaderStats", "Tally", "tell_stats"]
+
+_log = logging.getLogger("parhelion")
 
 _clock = time.perf_counter
 _LITTLE: Final = 0.05  # share of the time that is not worth a change
@@ -81,6 +86,12 @@ class LoaderStats:
             f"{self.num_batches} batches in {self.waiting + self.consumer:.1f} s: {waited}: {self.advice()} "
             f"(records {self.records:.1f} s, collation {self.collation:.1f} s, transport {self.transport:.1f} s)"
         )
+
+
+def tell_stats(split: DatasetSplit, dataset: str, stats: LoaderStats) -> None:
+    """Log where the time of an iteration went: one line at the end of an epoch of training."""
+    level = logging.INFO if split is DatasetSplit.TRAIN else logging.DEBUG
+    _log.log(level, "%s of %s: %s", split.name.lower(), dataset, stats)
 
 
 def _cheaper(what: str) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from parhelion.errors import DataError
 from parhelion.sampling import Position, Tail
 
 from ._events import Event
-from ._source import Source
+from ._source import AnySource
 from ._window import Window
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    source: Source,
+    source: AnySource,
     prepare: Callable[[Any, int, bool], Any],
     step: Callable[[Any, int], Any],
     window: Window,
@@ -51,8 +50,4 @@ def evaluate(
         batches += 1
     # What is logged at the end of the pass stands for all of it.
     window.weight = 1
-    if batches < (expected := source.shard.num_batches(source.size)):
-        raise DataError(
-            f"the evaluation loader ended after {batches} of {expected} batches; expected every record. Its sampler "
-            "and its batches must have the same batch size."
-        )
+    source.check_complete(batches)

@@ -26,7 +26,7 @@ from ._events import (
 )
 from ._plan import Plan
 from ._protocols import Work
-from ._source import Source
+from ._source import AnySource
 from ._state import TrainingState
 
 __all__ = ["Loop"]
@@ -46,7 +46,7 @@ class Loop:
 
     plan: Plan
     state: TrainingState
-    source: Source
+    source: AnySource
     work: Work
     wanted: frozenset[type[Event]] = frozenset()
     chunk_size: int = 1

@@ -25,7 +25,7 @@ from ._dispatch import HookTable
 from ._events import EpochEnded, EpochStarted, StepCommitted
 from ._options import TrainerOptions
 from ._plan import Plan
-from ._source import Source
+from ._source import AnySource
 from ._state import TrainingState, TrainingUnit
 
 __all__ = ["Reporting"]
@@ -66,10 +66,10 @@ class Reporting:
             if options.enable_tensorboard and options.run_path is not None and not options.dry_run:
                 trackers.append(TensorBoardTracker(options.run_path / name))
         self._trackers = Trackers(trackers)
-        self._source: Source | None = None
+        self._source: AnySource | None = None
         self._measured = (0.0, 0)
 
-    def start(self, state: TrainingState | None, source: Source | None = None) -> None:
+    def start(self, state: TrainingState | None, source: AnySource | None = None) -> None:
         """Open everything: for a fresh run (None), or for one that goes on from ``state``, whose later rows go."""
         self._trackers.start(None if state is None else state.current_iteration)
         if state is not None and self._history_path is not None:
@@ -109,7 +109,7 @@ class Reporting:
         if bar is None or source is None:
             return table
         by_epoch = self._by_epoch
-        batches = source.shard.num_batches(source.size)
+        batches = source.num_batches()
         if state.offset != 0:
             bar.begin_epoch(state.epoch + 1, batches, state.offset // source.shard.global_batch)
 
@@ -136,7 +136,7 @@ class Reporting:
             _log.info("the run is %s after %s", reason, where)
 
     def _records(self, state: TrainingState) -> int:
-        return 0 if self._source is None else state.epoch * self._source.size + state.offset
+        return 0 if self._source is None else self._source.count_records(state)
 
 
 def _history_path(options: TrainerOptions, name: str, folder: Path | None) -> Path | None:

@@ -32,7 +32,7 @@ from ._model import Model
 from ._protocols import BackendParts, Verdict
 from ._reporting import Reporting
 from ._resume import CheckpointFolder, give_model
-from ._source import Source
+from ._source import AnySource
 from ._state import TrainingState
 from ._together import let_first_act
 from ._window import Window
@@ -54,6 +54,7 @@ class Run:
         facts: what a resumed run must agree with.
         setting: what it may change.
         folder: where checkpoints go; None for nowhere.
+        source: the training split.
         valid_source: the validation split.
         datamodule: whose state belongs to the run.
         describe_position: what to write about the data's position, for whoever reads a checkpoint.
@@ -70,7 +71,8 @@ class Run:
         facts: Mapping[str, Any] | None = None,
         setting: Mapping[str, Any] | None = None,
         folder: CheckpointFolder | None = None,
-        valid_source: Source | None = None,
+        source: AnySource | None = None,
+        valid_source: AnySource | None = None,
         datamodule: DataModule | None = None,
         describe_position: Callable[[Position], Mapping[str, Any]] | None = None,
     ) -> None:
@@ -82,7 +84,7 @@ class Run:
         self.facts = dict(facts or {})
         self.setting = dict(setting or {})
         self._folder = folder
-        self._valid_source = valid_source
+        self._source, self._valid_source = source, valid_source
         self._datamodule = datamodule
         self._describe_position = describe_position
         self._model_step = model.train_step
@@ -204,7 +206,7 @@ class Run:
             (ValidationStarted(cycle), ValidationBatchStarted, ValidationBatchEnded, ValidationEnded(cycle)),
         )
 
-    def test(self, source: Source) -> Iterator[Event]:
+    def test(self, source: AnySource) -> Iterator[Event]:
         """Run the test."""
         yield from self._evaluation(
             derive(self._seed, "test"),
@@ -217,7 +219,7 @@ class Run:
     def _evaluation(
         self,
         seed: int,
-        source: Source | None,
+        source: AnySource | None,
         prepare: Callable[..., Any],
         step: Callable[[Any, int], Any],
         events: tuple[Event, Callable[[int], Event], Callable[[int], Event], Event],
@@ -247,7 +249,7 @@ class Run:
             self.model.train()
             self.model.attach(self.model.trainer, self._window)
 
-    def predict(self, source: Source) -> list[Any]:
+    def predict(self, source: AnySource) -> list[Any]:
         """Return what the model's ``predict_step`` makes of every batch, in order."""
         outputs: list[Any] = []
 
@@ -326,6 +328,8 @@ class Run:
             "datamodule": {} if self._datamodule is None else self._datamodule.state_dict(),
             # One entry for each rank: every process goes on with its own streams.
             "randomness": {str(rank): each for rank, each in enumerate(self._parts.world.gather(streams))},
+            # The position says all for a map dataset; a stream has a state there.
+            "stream": None if self._source is None else self._source.gather(state.position, self._parts.world.gather),
             "window": self._window.state_dict(),
             "facts": self.facts,
             "setting": self.setting,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
-from parhelion.data import Loader
+from parhelion.data import Stream, StreamCursor, get_state_methods, stream_batches
 from parhelion.errors import DataError, InvalidTypeError, InvalidValueError
 from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
 
-from ._state import BatchSpan
+from ._protocols import Randomness
+from ._state import BatchSpan, TrainingState
+from ._stream_source import StreamSource
 
-__all__ = ["Source", "open_source"]
+__all__ = ["AnySource", "Source", "open_source"]
 
 
 class Source:
@@ -51,7 +53,8 @@ class Source:
         if not isinstance(sampler, ResumableSampler):
             raise InvalidTypeError(
                 f"the sampler of a loader is {sampler!r}; expected a ResumableSampler, which can begin anywhere. "
-                "Return (loader, sampler) from the data module, or a list of ready batches."
+                "Return (loader, sampler) from the data module, or a list of ready batches, or "
+                "stream_batches(loader) for one that says its state."
             )
         if not isinstance(loader, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidTypeError(f"a loader is {loader!r}; expected an iterable of batches.")
@@ -86,8 +89,9 @@ class Source:
 
     def close(self) -> None:
         """End worker processes that wait for another iteration; one would start them again."""
-        if isinstance(self.loader, Loader):
-            self.loader.close()
+        close = getattr(self.loader, "close", None)
+        if callable(close):
+            close()
 
     def check_exhausted(self, position: Position) -> None:
         """Do nothing if no batch begins at ``position``.
@@ -100,6 +104,44 @@ class Source:
                 f"the training loader ended at record {position.offset} of {self.size} of epoch {position.epoch + 1}; "
                 "expected batches to the epoch's end. Its sampler and its batches must have the same batch size."
             )
+
+    def check_complete(self, num_batches: int) -> None:
+        """Do nothing if a whole pass has that many batches.
+
+        Raises:
+            DataError: it has more.
+        """
+        if num_batches < (expected := self.num_batches()):
+            raise DataError(
+                f"the evaluation loader ended after {num_batches} of {expected} batches; expected every record. Its "
+                "sampler and its batches must have the same batch size."
+            )
+
+    def num_batches(self) -> int:
+        """Return how many batches an epoch has."""
+        return self.shard.num_batches(self.size)
+
+    def count_records(self, state: TrainingState) -> int:
+        """Return how many records the run has trained on."""
+        return state.epoch * self.size + state.offset
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must agree with, beside what the sampler says."""
+        return {}
+
+    def begin(self, state: TrainingState, saved: Any, *, restart: bool) -> TrainingState:
+        """Return the state that the run begins with: any, since what comes next is asked for by its position."""
+        return state
+
+    def follow(self, committed: Callable[[], Position]) -> None:
+        """Do nothing: there is no state to keep until it is committed."""
+
+    def announce(self) -> None:
+        """Say nothing."""
+
+    def gather(self, position: Position, gather: Callable[[Any], list[Any]]) -> Any:
+        """Return None: the position says all."""
 
     def spans(self, position: Position) -> Iterator[BatchSpan]:
         """Return what each of those batches takes from the epoch; a group of batches never crosses its end."""
@@ -119,8 +161,18 @@ class Source:
             yield BatchSpan(records, is_update=last, is_last=last, loss_weight=records / sum(sizes))
 
 
-def open_source(made: Any, split: str, **options: Any) -> Source:
+AnySource: TypeAlias = Source | StreamSource
+"""The batches of a split, out of a sampler's order or of a stream."""
+
+
+def open_source(made: Any, split: str, randomness: Randomness | None = None, **options: Any) -> AnySource:
     """Return what a data module made for a split ("train", "valid", "test", "predict") as the loop sees it.
+
+    Args:
+        made: a loader and its sampler, a list of ready batches, or a source of them that can say its state.
+        split: which one it is.
+        randomness: the framework's generators; a source of ready batches finds them keyed.
+        options: other arguments of :class:`Source` and :class:`StreamSource`.
 
     Raises:
         InvalidValueError: it made nothing.
@@ -133,4 +185,33 @@ def open_source(made: Any, split: str, **options: Any) -> Source:
             f"self._{attribute}_dataset."
         )
     loader, sampler = cast("tuple[Any, Any]", made) if isinstance(made, tuple) else (made, None)
-    return Source(loader, sampler, **options)
+    if sampler is None and (isinstance(loader, Stream) or get_state_methods(loader) is not None):
+        loader, sampler = stream_batches(loader)
+    if not isinstance(sampler, StreamCursor):
+        return Source(loader, sampler, **options)
+    loader = getattr(loader, "engine", loader)
+    if loader.generators is None and loader.is_ready and randomness is not None:
+        loader.generators = _KeyedRandomness(randomness)
+    return StreamSource(loader, sampler, **options)
+
+
+class _KeyedRandomness:
+    """A framework's generators as a fetch wants them."""
+
+    def __init__(self, randomness: Randomness) -> None:
+        self._randomness = randomness
+
+    def seed(self, seed: int) -> None:
+        self._randomness.seed(seed)
+
+    def capture(self) -> Any:
+        return self._randomness.capture()
+
+    def restore(self, state: Any) -> None:
+        self._randomness.restore(state)
+
+    def set_aside(self) -> Any:
+        return self._randomness.capture()
+
+    def put_back(self, aside: Any) -> None:
+        self._randomness.restore(aside)

@@ -23,7 +23,7 @@ from ._resume import CheckpointFolder, check_facts, find_checkpoint, give_model,
 from ._run import Run
 from ._session import session
 from ._signals import stop_on_signals
-from ._source import Source, open_source
+from ._source import AnySource, open_source
 from ._state import TrainingState
 from ._together import act_in_turn, check_agreement
 from ._trainer_facts import TrainerFacts
@@ -81,7 +81,8 @@ class Trainer(TrainerFacts):
             resume: "auto", "must", "never", or the path of a checkpoint.
             init_from: a checkpoint whose weights a fresh run begins with.
             allow_changes: facts of the checkpoint that may differ: "model", "random_seed", "data_seed", "sampler",
-                "sampler_settings", "order_version", "data_length", "accumulation_steps".
+                "sampler_settings", "order_version", "data_length", "accumulation_steps"; "stream" also lets an epoch
+                begin again whose middle a stream cannot find.
 
         Returns:
             True when the run is done: finished or stopped early, now or before.
@@ -245,8 +246,9 @@ class Trainer(TrainerFacts):
             model.watch_attributes()
             # However much the initialization drew, training begins at the same point of the streams.
             self._parts.randomness.seed(derive(self.random_seed, "steps", self.rank))
-            begin = TrainingState() if checkpoint is None else checkpoint.tree["state"]
+            begin = self._begin_source(source, checkpoint, allow_changes)
             self._run, self._loop = run, Loop(self._plan, begin, source, run, stop=run.stop_of(checkpoint))
+            source.follow(lambda: self.state.position)
             self._loop.chunk_size = self._parts.steps_per_execution
             if self._parts.world.size == 1:
                 # One of several that stopped by itself would leave the others waiting; it dies, and they notice.
@@ -258,6 +260,7 @@ class Trainer(TrainerFacts):
                 tell(table, next(events, None))
             if checkpoint is not None:
                 run.restore(checkpoint.tree)
+            source.announce()
             run.check_savable(begin)
             if folder is not None and self.rank == 0:
                 folder.make_way(resume, checkpoint)
@@ -273,6 +276,19 @@ class Trainer(TrainerFacts):
             run.end()
             self.stop_reason, self._fitted, self._is_between_steps = self._loop.reason, model, True
             reporting.conclude(self._loop.reason, begin, self._loop.state)
+
+    @staticmethod
+    def _begin_source(
+        source: AnySource, checkpoint: Checkpoint | None, allow_changes: Collection[str]
+    ) -> TrainingState:
+        """Return the state that the run begins with, which is where the training data now stands.
+
+        Raises:
+            CheckpointMismatchError: the checkpoint does not say where a stream was.
+        """
+        state = TrainingState() if checkpoint is None else checkpoint.tree["state"]
+        saved = None if checkpoint is None else checkpoint.tree.get("stream")
+        return source.begin(state, saved, restart="stream" in allow_changes)
 
     def _check_processes(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Refuse processes that would part on the way.
@@ -294,7 +310,7 @@ class Trainer(TrainerFacts):
 
     def _make_run(
         self, model: Model, datamodule: DataModule, window: Window, folder: CheckpointFolder | None
-    ) -> tuple[Run, Source]:
+    ) -> tuple[Run, AnySource]:
         """Return a run and the data that it trains on."""
         plan = self._plan
         source = self._source(datamodule.train_dataloader(), "train", plan.accumulation_steps)
@@ -315,6 +331,7 @@ class Trainer(TrainerFacts):
             facts=self._facts(model, datamodule, source),
             setting={"batch_size": source.shard.batch_size, "world_size": source.shard.world},
             folder=folder,
+            source=source,
             valid_source=valid,
             datamodule=datamodule,
             describe_position=source.sampler.describe_position,
@@ -322,7 +339,7 @@ class Trainer(TrainerFacts):
         return run, source
 
     def _report(
-        self, run: Run, source: Source, checkpoint: Checkpoint | None, begin: TrainingState, stack: ExitStack
+        self, run: Run, source: AnySource, checkpoint: Checkpoint | None, begin: TrainingState, stack: ExitStack
     ) -> Reporting:
         """Say that the run begins; its rows go to the reporting that is returned."""
         model, folder = run.model, self._folder(run.model)
@@ -365,12 +382,13 @@ class Trainer(TrainerFacts):
     def _plugin_list(self) -> list[Plugin]:
         return list(self._plugins.values())
 
-    def _source(self, made: Any, split: str, accumulation_steps: int = 1) -> Source:
+    def _source(self, made: Any, split: str, accumulation_steps: int = 1) -> AnySource:
         """Return a split as the loop sees it."""
         source = open_source(
             made,
             split,
             accumulation_steps=accumulation_steps,
+            randomness=self._parts.randomness,
             limit_batches=self._options.batch_limit(),
             aside=self._parts.randomness.aside,
         )
@@ -388,7 +406,7 @@ class Trainer(TrainerFacts):
         else:
             give_model(model, checkpoint.tree, self._parts.name, fast_init=True)
 
-    def _facts(self, model: Model, datamodule: DataModule, source: Source) -> dict[str, Any]:
+    def _facts(self, model: Model, datamodule: DataModule, source: AnySource) -> dict[str, Any]:
         sampler = source.sampler
         params = datamodule.train_params
         return {
@@ -400,6 +418,7 @@ class Trainer(TrainerFacts):
             "order_version": sampler.order_version,
             "data_length": sampler.size,
             "accumulation_steps": self._plan.accumulation_steps,
+            **source.facts,
         }
 
     def _summary(self, model: Model, checkpoint: Checkpoint | None) -> dict[str, str]:

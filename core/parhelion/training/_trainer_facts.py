@@ -15,7 +15,7 @@ from ._options import TrainerOptions
 from ._protocols import BackendParts, Placement
 from ._resume import CheckpointFolder
 from ._run import Run
-from ._source import Source
+from ._source import AnySource
 from ._state import TrainingState
 
 __all__ = ["TrainerFacts"]
@@ -49,7 +49,7 @@ class TrainerFacts:
         self._fitted: Model | None = None
         self._run: Run | None = None
         self._loop: Loop | None = None
-        self._sources: list[Source] = []
+        self._sources: list[AnySource] = []
         self._begun = False
         self._is_between_steps = False
         self.error: Exception | None = None
