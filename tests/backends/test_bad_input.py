@@ -150,13 +150,7 @@ def test_a_dataset_smaller_than_a_batch_says_that_no_batch_is_left() -> None:
     assert small.state.global_iteration == 2
 
 
-def test_a_stream_a_dataset_without_a_length_and_nothing_at_all_are_refused() -> None:
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self) -> Any:
-            return iter([1])
-
-    with pytest.raises(TypeError, match=r"dataset is a Stream, which is an IterableDataset; expected a map dataset"):
-        make_trainer().fit(Net(), Data(Stream()))
+def test_a_dataset_without_a_length_is_refused() -> None:
     with pytest.raises(TypeError, match=r"data_source is a int; expected a dataset with a length"):
         make_trainer().fit(Net(), Data(3))
 

@@ -330,7 +330,7 @@ def test_a_stream_is_read_by_a_loader_of_torchs_with_a_cursor(make):
     assert isinstance(loader, torch.utils.data.DataLoader)
     assert (loader.dataset, loader.sampler, loader.batch_size) == (stream, cursor, 2)
     assert [batch.tolist() for batch in loader] == [[0, 1], [2]]
-    with pytest.raises(TypeError, match="known with options={'records_per_epoch': ...} only"):
+    with pytest.raises(TypeError, match="known with options="):
         len(loader)
     sized, _ = create(stream, batch_size=2, records_per_epoch=8)
     assert len(sized) == 4

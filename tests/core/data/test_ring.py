@@ -86,7 +86,7 @@ def test_any_part_of_a_batch_keeps_all_of_it():
 
 @pytest.mark.processes
 def test_slots_come_back_when_batches_are_gone():
-    loader, _ = make(Wide(400), shuffle=False, num_workers=1)
+    loader, _ = make(Wide(400), shuffle=False, num_workers=1, prefetch_factor=2)
     with loader:
         for batch in loader:
             del batch
