@@ -193,10 +193,12 @@ def test_a_public_table_holds_reexports_and_nothing_else(package) -> None:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 assert alias.asname is not None, f"{alias.name} is imported without `as`"
-                table.add(alias.asname)
+                if not alias.asname.startswith("_"):
+                    table.add(alias.asname)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            assert all(isinstance(target, ast.Name) and target.id.startswith("__") for target in targets)
+            names = [name for target in targets for name in getattr(target, "elts", [target])]
+            assert all(isinstance(name, ast.Name) and name.id.startswith("__") for name in names)
         else:
             assert isinstance(node, (ast.Expr, ast.Try, ast.If)), ast.dump(node)
     public = {
@@ -205,6 +207,26 @@ def test_a_public_table_holds_reexports_and_nothing_else(package) -> None:
         if not name.startswith("_") and not (isinstance(value, ModuleType) and name not in table)
     }
     assert public == table
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_imported_later_is_what_type_checkers_see(package) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    seen = {
+        alias.asname: f"{package}.{node.module}"
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    later = set(dir(module)) - set(vars(module)) if "__getattr__" in vars(module) else set()
+    assert later == set(seen)
+    for name, home in seen.items():
+        assert getattr(module, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = module.no_such_name
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -31,11 +31,18 @@ from typing import Any, Final
 
 import numpy as np
 
+from parhelion._bare import BOOT
+
 from ._ring import make_file
 
-__all__ = ["ForkedProcess", "close_server", "forget_server", "fork_worker", "serve"]
+__all__ = ["ForkedProcess", "close_server", "forget_server", "fork_worker", "serve", "start_server"]
 
-_BOOT: Final = "import sys; sys.path[:] = {path!r}; from parhelion.data._fork_server import serve; serve({link})"
+_BOOT: Final = f"""import sys
+sys.path[:] = {{path!r}}
+{BOOT}
+from parhelion.data._fork_server import serve
+serve({{link}})
+"""
 _REPORT: Final = struct.Struct("<qq")  # process id, exit code
 _RUNS: Final = 1 << 20  # in place of an exit code: it has just been forked
 _MANY: Final = 1 << 16  # bytes of a message; those here are short
@@ -268,6 +275,18 @@ def fork_worker(number: int, link: int, task: int, board: int, *, load: Iterable
             return _ask(_servers[0], number, [link, task, board, setting], load)
     finally:
         os.close(setting)
+
+
+def start_server() -> None:
+    """Start the server, if there is none: it takes its time to be ready, in which its caller may do something else.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    with _servers_lock:
+        if not _servers:
+            _servers.append(_Server())
+            _forget_at_fork()
 
 
 def _ask(server: _Server, number: int, descriptors: list[int], load: Iterable[str]) -> ForkedProcess:

@@ -18,12 +18,10 @@ from parhelion.seeds import check_seed, get_default_seed
 from ._choice import SAMPLER_OPTIONS, check_params, choose_sampler, count_batches, get_collate_fn
 from ._collate import collate
 from ._fetch import Fetch
+from ._kinds import is_stream
 from ._params import DataLoaderParams, DatasetSplit, check_known
 from ._protocols import CollateFn
-from ._recognition import as_source
 from ._stats import LoaderStats, Tally, tell_stats
-from ._stream_choice import create_stream_loader, is_stream
-from ._transforms import Collate
 from ._worker_options import OPTION_NAMES, WorkerOptions
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ class Loader:
             global_rng=global_rng,
             generators=LoadedGenerators() if generators is None else generators,
         )
-        is_ours = self._fetch.collate_fn in (collate, None) or isinstance(collate_fn, Collate)
+        is_ours = self._fetch.collate_fn in (collate, None) or getattr(collate_fn, "makes_arrays", False)
         self._finish = self._framework.finish if is_ours else None
         self._options = WorkerOptions(
             num_workers, prefetch_factor, persistent_workers, timeout, worker_init_fn, worker_type
@@ -247,7 +245,6 @@ def create_loader(
     registry: Registry[Callable[..., ResumableSamplerType]] = SAMPLER_REGISTRY,
     generators: GlobalGenerators | None = None,
     framework: Framework | None = None,
-    recognize: Callable[[Any, CollateFn | None], Any] = as_source,
 ) -> tuple[Loader, ResumableSamplerType]:
     """Return a loader, and its sampler, for a data set and what its params ask for.
 
@@ -267,7 +264,6 @@ def create_loader(
         registry: where the samplers are looked up by name.
         generators: the process-wide generators; Python's, NumPy's and, where it is loaded, torch's if None.
         framework: what a backend adds; nothing if None.
-        recognize: returns the dataset to ask for a dataset or what else was given, and a collate function.
 
     Raises:
         InvalidTypeError: something has a type that cannot work.
@@ -279,7 +275,10 @@ def create_loader(
     options = {name: value for name, value in params.options.items() if name != SAMPLER_OPTIONS}
     ranks: dict[str, Any] = {"rank": rank, "world": world, "parts": parts, "whole_tail": whole_tail}
     collate_fn = get_collate_fn(params.collate_fn)
-    source = recognize(dataset, collate_fn)
+    # Sources and streams are many modules, and a loader made by hand needs none.
+    from ._recognition import as_source  # noqa: PLC0415
+
+    source = as_source(dataset, collate_fn)
     sampler = choose_sampler(source, params, split, **ranks, registry=registry)
     loader = Loader(
         source,
@@ -321,5 +320,7 @@ def open_loader(
         ParhelionError: as these two do.
     """
     if is_stream(dataset):
+        from ._stream_choice import create_stream_loader  # noqa: PLC0415 - as above
+
         return create_stream_loader(dataset, split, params, rank=rank, world=world, parts=parts)
     return create_loader(dataset, split, params, rank=rank, world=world, parts=parts, **options)

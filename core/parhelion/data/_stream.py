@@ -23,6 +23,8 @@ class Stream(ABC):
     number of ranks and workers. Each method below returns a new stream over this one.
     """
 
+    is_read_in_lanes = True  # what tells it from a map dataset
+
     @property
     @abstractmethod
     def num_lanes(self) -> int:

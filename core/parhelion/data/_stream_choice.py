@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
@@ -21,10 +21,9 @@ from ._stream import Stream
 from ._stream_loader import StreamCursor, StreamLoader
 from ._worker_options import OPTION_NAMES, WorkerOptions
 
-__all__ = ["create_stream_loader", "is_stream", "stream_batches"]
+__all__ = ["create_stream_loader", "stream_batches"]
 
 _log = logging.getLogger("parhelion")
-_get_type: Callable[[Any], Any] = type
 
 
 def create_stream_loader(
@@ -134,15 +133,6 @@ def stream_batches(
     seed = get_default_seed() if seed is None else check_seed(seed, "seed")
     cursor = StreamCursor(stream, shard, seed, records_per_epoch=size)
     return StreamLoader(cursor, collate_fn=_get_only, generators=generators, is_ready=True), cursor
-
-
-def is_stream(dataset: Any) -> bool:
-    """Return whether a dataset is iterated over, and not asked for records by their index."""
-    kind = _get_type(dataset)
-    if isinstance(dataset, Stream) or any(base.__name__ == "IterableDataset" for base in kind.__mro__):
-        return True  # torch's has a __getitem__, which raises
-    has_records = hasattr(kind, "__getitem__") or hasattr(kind, "__getitems__")
-    return hasattr(kind, "__iter__") and not (has_records and hasattr(kind, "__len__"))
 
 
 def _get_only(records: list[Any]) -> Any:

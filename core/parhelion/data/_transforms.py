@@ -152,6 +152,8 @@ class Collate:
         InvalidTypeError: one of them cannot be called.
     """
 
+    makes_arrays = True  # NumPy's, of which a backend may make its own
+
     def __init__(self, *, stack: CollateFn | None = None, then: Iterable[Transform] = ()) -> None:
         self.stack = stack
         self.then = Chain(*then)

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from parhelion.errors import WorkerError
 from parhelion.sampling import FetchRequest
 
+from ._fork_server import start_server
 from ._link import FAILED, Asked, Result
 from ._shipment import read_error, read_value
 from ._stats import Tally
@@ -58,6 +59,10 @@ class Pool:
         _get_pools().add(self)
 
     def _start(self, task: Task) -> None:
+        try:
+            start_server()
+        except OSError as error:
+            raise self._refused(error) from error
         written = write_task(task)
         with written.file:
             try:
@@ -65,10 +70,13 @@ class Pool:
                     self._workers.append(Worker(number, written, self.options.timeout))
             except OSError as error:
                 self.close()
-                raise WorkerError(
-                    f"worker process {len(self._workers)} cannot be started ({type(error).__name__}: {error}); "
-                    f"expected that {sys.executable!r} can be run. Load with num_workers=0."
-                ) from error
+                raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> WorkerError:
+        return WorkerError(
+            f"worker process {len(self._workers)} cannot be started ({type(error).__name__}: {error}); expected that "
+            f"{sys.executable!r} can be run. Load with num_workers=0."
+        )
 
     def is_usable(self) -> bool:
         """Return whether all workers are there."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from parhelion.data import Stream, StreamCursor, get_state_methods, stream_batches
 from parhelion.errors import DataError, InvalidTypeError, InvalidValueError
 from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
 
 from ._protocols import Randomness
 from ._state import BatchSpan, TrainingState
-from ._stream_source import StreamSource
+
+if TYPE_CHECKING:
+    from ._stream_source import StreamSource
 
 __all__ = ["AnySource", "Source", "open_source"]
 
@@ -161,7 +162,7 @@ class Source:
             yield BatchSpan(records, is_update=last, is_last=last, loss_weight=records / sum(sizes))
 
 
-AnySource: TypeAlias = Source | StreamSource
+AnySource: TypeAlias = "Source | StreamSource"
 """The batches of a split, out of a sampler's order or of a stream."""
 
 
@@ -185,6 +186,13 @@ def open_source(made: Any, split: str, randomness: Randomness | None = None, **o
             f"self._{attribute}_dataset."
         )
     loader, sampler = cast("tuple[Any, Any]", made) if isinstance(made, tuple) else (made, None)
+    if isinstance(sampler, ResumableSampler) or isinstance(loader, Sequence):
+        return Source(loader, sampler, **options)
+    # Streams are many modules, and most runs have none.
+    from parhelion.data import Stream, StreamCursor, get_state_methods, stream_batches  # noqa: PLC0415
+
+    from ._stream_source import StreamSource  # noqa: PLC0415
+
     if sampler is None and (isinstance(loader, Stream) or get_state_methods(loader) is not None):
         loader, sampler = stream_batches(loader)
     if not isinstance(sampler, StreamCursor):

@@ -50,7 +50,9 @@ def test_a_server_that_was_killed_is_replaced_and_its_workers_are_told_of():
 
 def test_a_server_without_workers_ends_after_a_while_and_the_next_worker_has_a_new_one(monkeypatch):
     _fork_server.close_server()
-    monkeypatch.setattr(_fork_server, "_BOOT", "import parhelion.data._fork_server as s; s._LINGER = 0.3; " + BOOT)
+    early = BOOT.replace("serve({link})", "import parhelion.data._fork_server as s; s._LINGER = 0.3; serve({link})")
+    assert early != BOOT
+    monkeypatch.setattr(_fork_server, "_BOOT", early)
     with make(Plain(), num_workers=1)[0] as loader:
         list(loader)
         old = server_pid()
@@ -117,3 +119,21 @@ def test_a_worker_that_exits_does_not_become_a_server():
     with make(Exits(), num_workers=1)[0] as loader, pytest.raises(WorkerError, match="ended with exit code 1"):
         list(loader)
     wait_until(lambda: count_children(server_pid()) == 0)
+
+
+class AsksThePackage(Plain):
+    def __getitem__(self, index):
+        import parhelion as ph
+
+        before = "parhelion.training" in sys.modules
+        drawn = ph.sample_rng().random(), ph.Position(1, 2).offset
+        after = "parhelion.training" in sys.modules
+        return before, after, drawn, ph.TrainingState().global_epoch, "parhelion.training" in sys.modules
+
+
+def test_a_worker_loads_the_rest_of_the_package_when_it_is_asked_for():
+    _fork_server.close_server()
+    with make(AsksThePackage(), num_workers=1)[0] as loader:
+        before, after, drawn, epoch, at_last = next(iter(loader))
+    assert (before[0], after[0], epoch[0], at_last[0]) == (False, False, 0, True)
+    assert drawn[1].tolist() == [2] * 4
