@@ -281,6 +281,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             raise TypeError("the length of a stream's loader is known with options={'records_per_epoch': ...} only")
         return self.sampler.shard.num_batches(self.sampler.size)
 
+    def check_worker_number_rationality(self) -> None:
+        """Do nothing; torch's own warns of more workers than cores, which may all wait for files. See :meth:`stats`."""
+
     @property
     def is_thread_bound(self) -> bool:
         """Whether batches are made in the thread that uses them: records may draw from this process's generators."""
