@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -23,7 +24,7 @@ _Array = npt.NDArray[Any]
 
 
 @attrs.frozen
-class _Mix:
+class _Mix(ABC):
     """What both have: which fields of a batch they change, and the numbers of labels.
 
     Attributes:
@@ -77,8 +78,9 @@ class _Mix:
         labels = _blend(shares, shares[partners], share)
         return _replace(batch, {self.inputs: mixed, self.labels: labels})
 
+    @abstractmethod
     def _mix(self, inputs: _Array, others: _Array, share: float, rng: np.random.Generator) -> tuple[_Array, float]:
-        raise NotImplementedError
+        """Return the inputs mixed with the others, and the share that is the inputs' then."""
 
 
 @attrs.frozen
@@ -102,6 +104,7 @@ class MixUp(_Mix):
 
     alpha: float = attrs.field(default=0.2)
 
+    @abstractmethod
     def _mix(self, inputs: _Array, others: _Array, share: float, rng: np.random.Generator) -> tuple[_Array, float]:
         if inputs.dtype.kind not in "fc":
             raise InvalidTypeError(
@@ -135,6 +138,7 @@ class CutMix(_Mix):
 
     axes: tuple[int, int] = attrs.field(default=(2, 3), kw_only=True)
 
+    @abstractmethod
     def _mix(self, inputs: _Array, others: _Array, share: float, rng: np.random.Generator) -> tuple[_Array, float]:
         if not all(0 < axis < inputs.ndim for axis in self.axes):
             raise InvalidTypeError(
