@@ -104,7 +104,6 @@ class MixUp(_Mix):
 
     alpha: float = attrs.field(default=0.2)
 
-    @abstractmethod
     def _mix(self, inputs: _Array, others: _Array, share: float, rng: np.random.Generator) -> tuple[_Array, float]:
         if inputs.dtype.kind not in "fc":
             raise InvalidTypeError(
@@ -138,7 +137,6 @@ class CutMix(_Mix):
 
     axes: tuple[int, int] = attrs.field(default=(2, 3), kw_only=True)
 
-    @abstractmethod
     def _mix(self, inputs: _Array, others: _Array, share: float, rng: np.random.Generator) -> tuple[_Array, float]:
         if not all(0 < axis < inputs.ndim for axis in self.axes):
             raise InvalidTypeError(
