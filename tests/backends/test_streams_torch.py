@@ -142,6 +142,8 @@ def test_each_epoch_of_a_shuffled_source_has_another_order(tmp_path) -> None:
     assert len({*map(tuple, orders)}) == 3
 
 
+# Its workers are forked, of which jax warns if another test has started it in this process.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.processes
 def test_a_source_with_worker_processes_of_its_own_resumes(tmp_path) -> None:
     check_resumes(lambda: stateful_loader(Quiet(), num_workers=1, shuffle=True), tmp_path, 3, total_steps=2)

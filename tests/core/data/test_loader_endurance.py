@@ -3,7 +3,6 @@
 import gc
 import os
 import random
-import signal
 import threading
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from parhelion.data import Loader, _fork_server
 from parhelion.sampling import Position, ResumableRandomSampler
-from support.worker_datasets import Noisy, count_descriptors, is_alive, make, pids_of, wait_until
+from support.worker_datasets import Noisy, count_descriptors, make, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -88,24 +87,3 @@ def test_a_position_far_away_is_reached_again_and_again():
     for offset in (999_999_996, 0, 123_456_788):
         sampler.seek(Position(3, offset))
         assert next(iter(loader)).tolist() == sampler.indices(3, offset, offset + 4).tolist()
-
-
-def test_workers_and_their_server_end_when_all_is_killed_at_once(tmp_path):
-    """As a container's end does: the group of the parent, and then whoever notices."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        loader, _ = make(Noisy(), num_workers=2)
-        batches = iter(loader)
-        next(batches)
-        told = [*pids_of(loader), _fork_server._servers[0].process.pid]
-        os.write(write, (" ".join(map(str, told)) + "\n").encode())
-        signal.pause()
-    os.close(write)
-    with os.fdopen(read) as file:
-        told = [int(each) for each in file.readline().split()]
-    assert len(told) == 3
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert wait_until(lambda: not any(map(is_alive, told))) < 5

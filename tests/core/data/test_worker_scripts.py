@@ -167,6 +167,24 @@ def test_workers_are_gone_at_once_when_the_parent_is_killed(tmp_path, doing):
     assert wait_until(has_gone(pids)) < 3
 
 
+def test_workers_and_their_server_are_gone_when_all_is_killed_at_once(tmp_path):
+    code = """
+    from parhelion.data import _fork_server
+    loader = load(range(100))
+    batches = iter(loader)
+    next(batches)
+    pids = [worker.process.pid for worker in loader._pool._workers]
+    print(*pids, _fork_server._servers[0].process.pid, flush=True)
+    time.sleep(60)
+    """
+    process = start(tmp_path, code)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 3
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert wait_until(has_gone(pids)) < 5
+
+
 @pytest.mark.parametrize(
     "then",
     [
