@@ -25,7 +25,7 @@ _ROOMS = ("seeds", "sampling", "registry", "errors", "data")
 
 class _Bare(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name not in ("__version__", "__all__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         for room in _ROOMS:
             module = sys.modules.get(f"{self.__name__}.{room}")

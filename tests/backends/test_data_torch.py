@@ -290,7 +290,7 @@ def test_pinned_batches_are_pinned_where_there_is_an_accelerator():
     [
         ({"prefetch_facto": 2}, "option of the loader is 'prefetch_facto'.* Did you mean 'prefetch_factor'"),
         (
-            {"generator": None},
+            {"generator": torch.Generator()},
             "option 'generator' of the loader is given; expected it left out. Pass random_seed=",
         ),
         (
@@ -311,6 +311,17 @@ def test_pinned_batches_are_pinned_where_there_is_an_accelerator():
 def test_an_argument_that_cannot_work_is_refused(options, message):
     with pytest.raises(InvalidValueError, match=message):
         make(**options)
+
+
+def test_torchs_own_defaults_are_taken():
+    loader, _ = make(batch_sampler=None, generator=None, in_order=True, timeout=0, prefetch_factor=None)
+    assert list(map(flat, loader)) == epoch(make(), Position(0))
+
+
+def test_fields_of_packed_records_become_tensors():
+    packed = np.zeros(4, [("a", "u1"), ("y", "<f4")])
+    batch = next(iter(create(Rows(lambda i: packed["y"]), batch_size=4)[0]))
+    assert batch.tolist() == [0, 0, 0, 0]
 
 
 def test_an_empty_dataset_is_refused():

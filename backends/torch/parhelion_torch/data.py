@@ -57,6 +57,7 @@ _DECIDED: Final = {
     "generator": "Pass random_seed=, which keys all that is random.",
     "in_order": "Batches come in order, so that a run can be resumed between any two.",
 }
+_DEFAULTS: Final = (("batch_sampler", None), ("generator", None), ("in_order", True))
 _FRAMEWORK: Final = Framework(finish=to_tensors, companions={"torch": "parhelion_torch.stacking"})
 _PINNED_AHEAD: Final = 3  # batches: in use, ready, and being copied
 
@@ -356,7 +357,8 @@ def _open_engine(
 def _check_options(params: DataLoaderParams) -> dict[str, Any]:
     """Return the options without those that concern workers, where debugging does without workers."""
     check_params(params)
-    options = dict(params.options)
+    # torch's own defaults say nothing.
+    options = {name: value for name, value in params.options.items() if (name, value) not in _DEFAULTS}
     for name in options:
         if name in _DECIDED:
             raise InvalidValueError(f"option {name!r} of the loader is given; expected it left out. {_DECIDED[name]}")

@@ -67,11 +67,7 @@ def to_tensor(array: Any) -> Any:
             pass  # no such dtype, another byte order, or a negative stride
     if array.dtype.newbyteorder("=") not in _TENSOR_DTYPES:
         return array
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    elif not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
-    return _from_numpy(array)
+    return _from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy, in an order that torch takes
 
 
 def _rebuilt(value: Any, go: Callable[[Any], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import pickle
 from collections.abc import Callable
@@ -22,6 +23,7 @@ __all__ = ["collate", "rebuild_tensor", "to_tensors"]
 _PARALLEL_ELEMENTS: Final = 32768
 # The stub does not say what it takes.
 _from_numpy: Callable[[Any], Tensor] = cast("Any", torch).from_numpy
+_log = logging.getLogger("parhelion")
 _get_dtype = operator.attrgetter("dtype")
 
 
@@ -81,8 +83,19 @@ def _reduce_tensor(tensor: Any) -> Any:
     """Return how a tensor is pickled: its bytes as a buffer, which a loader's processes share."""
     if _is_special(tensor) or tensor.is_neg() or tensor.is_quantized or not tensor.numel():
         return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if tensor.is_shared():
+        _tell_shared()
     raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return rebuild_tensor, (pickle.PickleBuffer(raw), tensor.dtype, tuple(tensor.shape))
+
+
+@functools.cache
+def _tell_shared() -> None:
+    # Cached, so that it is said once.
+    _log.warning(
+        "a tensor in shared memory is sent to a loader's workers as a copy: what is changed in it later they do not see; "
+        "workers of worker_type='torch' do"
+    )
 
 
 def rebuild_tensor(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

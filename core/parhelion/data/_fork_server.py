@@ -227,6 +227,13 @@ def _path() -> list[str]:
     return [entry for entry in sys.path if isinstance(entry, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
 
 
+def _get_directory() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""  # it has been removed, and no worker will find it
+
+
 def _get_flags() -> list[str]:
     """Return this interpreter's options, such as -O; multiprocessing takes them from the same place."""
     flags: list[str] = vars(subprocess).get("_args_from_interpreter_flags", list)()
@@ -262,7 +269,7 @@ def fork_worker(number: int, link: int, task: int, board: int, *, load: Iterable
     """
     setting = make_file(0)
     try:
-        place = {"path": _path(), "cwd": str(Path.cwd()), "environ": dict(os.environ)}
+        place = {"path": _path(), "cwd": _get_directory(), "environ": dict(os.environ)}
         with os.fdopen(os.dup(setting), "wb") as file:
             file.write(json.dumps(place).encode())
         with _servers_lock:
@@ -364,7 +371,10 @@ def _report_ended(sock: socket.socket, children: set[int]) -> None:
 
 def _obey(sock: socket.socket, children: set[int], main: Callable[[int, int, int, int], None]) -> None:
     """Do what one message asks for."""
-    raw, rights, _, _ = sock.recvmsg(_MANY, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC)
+    try:
+        raw, rights, _, _ = sock.recvmsg(_MANY, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        os._exit(0)  # the parent has ended with something unread
     if not raw:
         os._exit(0)
     message: dict[str, Any] = json.loads(raw)
@@ -382,7 +392,8 @@ def _obey(sock: socket.socket, children: set[int], main: Callable[[int, int, int
         if pid == 0:
             _become_worker(sock, message, descriptors, main)
         children.add(pid)
-        sock.send(_REPORT.pack(pid, _RUNS), socket.MSG_NOSIGNAL)
+        with contextlib.suppress(OSError):
+            sock.send(_REPORT.pack(pid, _RUNS), socket.MSG_NOSIGNAL)
     for descriptor in descriptors:
         os.close(descriptor)
 
@@ -413,7 +424,9 @@ def _become_worker(
         os.environ.update(place["environ"])
         with contextlib.suppress(OSError):  # it has been removed
             os.chdir(place["cwd"])
-        np.random.seed()  # noqa: NPY002 - else all workers would draw the same, where nothing keys it
+        # Else all workers would draw the same, where nothing keys it.
+        np.random.seed()  # noqa: NPY002
+        getattr(sys.modules.get("torch"), "seed", bool)()
         main(message["fork"], link, task, board)
     except SystemExit as end:
         os._exit(end.code if isinstance(end.code, int) else 1)

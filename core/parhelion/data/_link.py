@@ -33,7 +33,7 @@ for which this process cannot work at all; something to tell the user."""
 _REQUEST: Final = struct.Struct("<5q")  # iteration, number, epoch, place, count of indices
 # Iteration, number, kind, parts here, slot, its size if it is new, parts there; times.
 _RESULT: Final = struct.Struct("<7q3d")
-_CANCEL, _RETURN = -1, -2  # in place of a count
+_CANCEL, _RETURN, _DROP = -1, -2, -3  # in place of a count
 _NO_SLOT: Final = -1
 _STAGING: Final = 1 << 16
 _MANY: Final = 512  # buffers in one call; the system allows 1024
@@ -96,9 +96,9 @@ class ParentEnd:
         """Send a request, now or with a later :meth:`flush`."""
         indices = np.ascontiguousarray(asked.request.indices, np.int64).tobytes()
         epoch, place = asked.request.epoch, asked.request.place
-        returned, message = self._ring.returned, b""
-        while returned:
-            message += _REQUEST.pack(0, returned.popleft(), 0, 0, _RETURN)
+        message = b""
+        for slot, is_usable in self._ring.take_returned():
+            message += _REQUEST.pack(0, slot, 0, 0, _RETURN if is_usable else _DROP)
         self._send(message + _REQUEST.pack(asked.iteration, asked.number, epoch, place, len(indices) // 8) + indices)
 
     def cancel(self, iteration: int) -> None:
@@ -129,7 +129,8 @@ class ParentEnd:
         iteration, number, kind, here, slot, size, there, *times = _RESULT.unpack(self._read(_RESULT.size))
         lengths = struct.unpack(f"<{here + 2 * there}q", self._read(8 * (here + 2 * there)))
         if size:
-            self._ring.add(slot, size, self._descriptors.popleft())
+            # The system leaves a descriptor out where there is no room for it.
+            self._ring.add(slot, size, self._descriptors.popleft() if self._descriptors else -1)
         parts = [self._read_part(length) for length in lengths[:here]]
         if slot != _NO_SLOT:
             parts += self._ring.read(slot, [*zip(lengths[here::2], lengths[here + 1 :: 2], strict=True)])
@@ -160,17 +161,20 @@ class ParentEnd:
         return part
 
     def _receive(self, space: memoryview) -> int:
-        while True:
-            try:
-                count, rights, _, _ = self.socket.recvmsg_into([space], _RIGHTS, _CLOEXEC)
-            except BlockingIOError:
-                self._wait()
-                continue
-            for _, _, data in rights:
-                self._descriptors.extend(array("i", data))
-            if not count:
-                raise EOFError
-            return count
+        while (count := self._receive_now(space)) is None:
+            self._wait()
+        return count
+
+    def _receive_now(self, space: memoryview) -> int | None:
+        try:
+            count, rights, _, _ = self.socket.recvmsg_into([space], _RIGHTS, _CLOEXEC)
+        except BlockingIOError:
+            return None
+        for _, _, data in rights:
+            self._descriptors.extend(array("i", data))
+        if not count:
+            raise EOFError
+        return count
 
     def close(self) -> None:
         """Close the socket; batches that the user has stay as they are."""
@@ -195,6 +199,7 @@ class WorkerEnd:
         self._queue: queue.SimpleQueue[tuple[list[Any], Placed | None]] = queue.SimpleQueue()
         # Each is written by one thread only; if they agree, nobody is sending.
         self._num_queued = self._num_sent = 0
+        self._lock = threading.RLock()  # between the one who makes batches and the one who sees that none waits long
         self._held: list[memoryview] = []
         self._held_since = 0.0
 
@@ -207,7 +212,7 @@ class WorkerEnd:
     def _read(self) -> bool:
         """Take in what has come, waiting only if there is nothing else to do; return whether the parent is there."""
         if not self._asked:
-            self._send_held()
+            self.send_held()
         try:
             data = self._socket.recv(_STAGING, socket.MSG_DONTWAIT if self._asked else 0)
         except BlockingIOError:
@@ -232,6 +237,8 @@ class WorkerEnd:
             self._skip(iteration)
         elif count == _RETURN:
             self._ring.give_back(number)
+        elif count == _DROP:
+            self._ring.drop(number)
         else:
             indices = np.frombuffer(bytes(self._unread[size:end]), np.int64)
             self._asked.append(Asked(iteration, number, FetchRequest(epoch, place, indices)))
@@ -266,15 +273,16 @@ class WorkerEnd:
         head = _RESULT.pack(*result[:3], len(views), slot, size, len(places), *result.times)
         lengths = [view.nbytes for view in views] + [number for place in places for number in place]
         left: list[Any] = [memoryview(head + struct.pack(f"<{len(lengths)}q", *lengths)), *views]
-        if may_wait and not size and self._is_to_wait():
-            self._held += left
-            return
-        left, self._held = self._held + left, []
-        if self._num_queued == self._num_sent:
-            left, placed = self._send(left, placed, socket.MSG_DONTWAIT)
-        if left:
-            # A dataset may use its memory again for the next batch.
-            self._put_in_queue(left if is_fresh else [bytes(part) for part in left], placed)
+        with self._lock:
+            if may_wait and not size and self._is_to_wait():
+                self._held += left
+                return
+            left, self._held = self._held + left, []
+            if self._num_queued == self._num_sent:
+                left, placed = self._send(left, placed, socket.MSG_DONTWAIT)
+            if left:
+                # A dataset may use its memory again for the next batch.
+                self._put_in_queue(left if is_fresh else [bytes(part) for part in left], placed)
 
     def _put_in_queue(self, left: list[Any], placed: Placed | None) -> None:
         self._queue.put((left, placed))
@@ -289,12 +297,16 @@ class WorkerEnd:
             self._held_since = now
         return bool(self._asked) and len(self._held) < _MOST_HELD and now - self._held_since < _PATIENCE
 
-    def _send_held(self) -> None:
-        left, self._held = self._held, []
-        if left and self._num_queued == self._num_sent:
-            left, _ = self._send(left, None, socket.MSG_DONTWAIT)
-        if left:
-            self._put_in_queue(left, None)
+    def send_held(self, *, late: bool = False) -> None:
+        """Send the results that are held back; those that have waited too long, if ``late``."""
+        if not self._held or (late and time.perf_counter() - self._held_since < _PATIENCE):
+            return
+        with self._lock:
+            left, self._held = self._held, []
+            if left and self._num_queued == self._num_sent:
+                left, _ = self._send(left, None, socket.MSG_DONTWAIT)
+            if left:
+                self._put_in_queue(left, None)
 
     def send_all(self, result: Result) -> None:
         """Send a result and return when all are sent."""

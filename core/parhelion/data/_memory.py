@@ -17,7 +17,7 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float64) -> npt.
     """Return a new array that is not filled, like ``numpy.empty``, for a collate function or a dataset to fill.
 
     In a loader's worker process it lies, if there is room, in memory that the parent shares, so that the batch needs
-    no copy on its way. It may be kept like any other array.
+    no copy on its way. It may be kept like any other array, but not be filled again for another batch.
 
     Args:
         shape: of the array.

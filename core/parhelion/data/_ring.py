@@ -7,6 +7,8 @@ anything made of them, is left. A slot has no name, so nothing stays behind whic
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import mmap
 import os
@@ -14,12 +16,13 @@ import sys
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from parhelion.errors import WorkerError
 
 __all__ = ["Placed", "Reader", "Writer", "make_file", "map_file"]
 
@@ -27,6 +30,8 @@ _ALIGNMENT: Final = 64  # a cache line; also what jax and vector instructions wa
 _PAGE: Final = mmap.PAGESIZE
 _LEAST: Final = 1024  # bytes; a smaller array travels beside the slot
 _KEPT: Final = 8  # slots for batches that the user keeps
+_RECENT: Final = 16  # batches that decide how large slots are
+_ROOMY: Final = 4  # times what is needed
 _PLENTY: Final = 1 << 28  # bytes that those may take
 _FLAGS: Final = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # every page is used: touching them one by one costs
 
@@ -146,7 +151,7 @@ class Writer:
         self._free: deque[_Slot] = deque()
         self._slots: dict[int, _Slot] = {}
         self._current: _Slot | None = None
-        self._need = 0
+        self._totals: deque[int] = deque(maxlen=_RECENT)
         self._problem: OSError | None = None
 
     def begin(self) -> None:
@@ -154,7 +159,9 @@ class Writer:
         if self._current is not None:  # the batch before was not put there
             self._current.release()
             self._free.append(self._current)
-        self._current = self._choose(self._need) if self._need else None
+        self._current = None
+        if self._totals:
+            self._current = self._choose(max(self._totals)) or self._choose(1)
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
         """Return an array that is not filled: in the slot if there is room for it, else as NumPy makes them."""
@@ -173,7 +180,7 @@ class Writer:
         The slot is the parent's from now on, until :meth:`give_back`.
         """
         total = sum(part.nbytes + -part.nbytes % _ALIGNMENT for part in parts)
-        self._need = max(self._need, total)
+        self._totals.append(total)
         slot, places = self._current, None
         if slot is not None:
             places = _place(slot, parts)
@@ -192,6 +199,10 @@ class Writer:
         """Take a slot back that the parent has no use for any more."""
         self._free.append(self._slots[number])
 
+    def drop(self, number: int) -> None:
+        """Let go of a slot that somebody else may read for ever."""
+        del self._slots[number]
+
     def forget_descriptor(self, number: int) -> None:
         """Close the descriptor of a slot that has been sent; both have it mapped."""
         self._slots[number].close()
@@ -205,15 +216,19 @@ class Writer:
         """Return a free slot of at least that size, made new if need be."""
         for _ in range(len(self._free)):
             slot = self._free.popleft()
-            if not slot.is_free():
-                self._free.append(slot)
-            elif slot.size >= size:
-                slot.open()
-                return slot
-            else:
-                return self._make(slot.number, size)
-        if len(self._slots) < self._limit(size):
-            return self._make(len(self._slots), size)
+            if slot.is_free():
+                # Much more room than is needed is kept for a while only: an outlier may have been huge.
+                if size <= slot.size <= max(_ROOMY * max(size, *self._totals), _PAGE):
+                    slot.open()
+                    return slot
+                if size > 1 and (made := self._make(slot.number, size)) is not None:
+                    return made
+                if slot.size >= size:
+                    slot.open()
+                    return slot
+            self._free.append(slot)
+        if size > 1 and len(self._slots) < self._limit(size):
+            return self._make(next(number for number in itertools.count() if number not in self._slots), size)
         return None
 
     def _make(self, number: int, size: int) -> _Slot | None:
@@ -245,27 +260,43 @@ def _place(slot: _Slot, parts: Sequence[memoryview]) -> list[tuple[int, int]] | 
     return places
 
 
-class Reader:
-    """The parent's end.
+def _refused(why: str) -> WorkerError:
+    return WorkerError(
+        f"memory of a loader's worker cannot be mapped here ({why}); expected a free file descriptor and room for it. "
+        "Raise `ulimit -n`, or use fewer workers or smaller batches."
+    )
 
-    Attributes:
-        returned: numbers of slots that nothing refers to any more; the worker is to be told.
-    """
+
+class _User(weakref.ref[Any]):
+    """What a batch was made of, and the slot that it lies in."""
+
+    __slots__ = ("slot",)
+    slot: int
+
+
+class Reader:
+    """The parent's end."""
 
     def __init__(self) -> None:
         self._memory: dict[int, mmap.mmap] = {}
-        self._users: dict[int, weakref.ref[Any]] = {}
-        # Filled by the garbage collector, wherever it strikes: nothing there may wait for a lock.
-        self.returned: deque[int] = deque()
+        self._users: dict[int, _User] = {}
+        # Filled by the garbage collector, wherever it strikes: no code of ours runs there, and no interrupt is lost.
+        self._returned: deque[_User] = deque()
+        self._inherited: set[int] = set()
+        _get_readers().add(self)
 
     def add(self, slot: int, size: int, descriptor: int) -> None:
         """Map a slot that has just come; the descriptor is closed.
 
         Raises:
-            OSError: the system refuses.
+            WorkerError: the system refuses.
         """
+        if descriptor < 0:
+            raise _refused("too many open files")
         try:
             self._memory[slot] = map_file(descriptor, size)
+        except OSError as error:
+            raise _refused(str(error)) from error
         finally:
             os.close(descriptor)
 
@@ -273,14 +304,37 @@ class Reader:
         """Return the parts of a batch; while one of them or anything made of it lives, nobody writes there."""
         # Everything is made of this one array, so that its end is the end of all.
         root: Any = np.frombuffer(self._memory[slot], np.uint8)
-        self._users[slot] = weakref.ref(root, partial(_give_back, self.returned, slot))
+        self._users[slot] = user = _User(root, self._returned.append)
+        user.slot = slot
         whole = memoryview(root)
         return [whole[start : start + size] for start, size in places]
+
+    def note_fork(self) -> None:
+        """Never let slots be written to again that the user has at this moment: a forked process has them, too."""
+        self._inherited |= {slot for slot, user in self._users.items() if user() is not None}
+
+    def take_returned(self) -> Iterator[tuple[int, bool]]:
+        """Yield slots that nothing refers to any more, and whether they may be written to again."""
+        while self._returned:
+            slot = self._returned.popleft().slot
+            is_usable = slot not in self._inherited
+            if not is_usable:
+                self._inherited.discard(slot)
+                del self._memory[slot]
+            yield slot, is_usable
 
     def close(self) -> None:
         """Let go of the slots; batches that the user has stay as they are."""
         self._memory.clear()
 
 
-def _give_back(returned: deque[int], slot: int, _: object) -> None:
-    returned.append(slot)
+@functools.cache
+def _get_readers() -> weakref.WeakSet[Reader]:
+    readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+    os.register_at_fork(before=functools.partial(_note_fork, readers))
+    return readers
+
+
+def _note_fork(readers: weakref.WeakSet[Reader]) -> None:
+    for reader in readers:
+        reader.note_fork()

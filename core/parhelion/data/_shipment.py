@@ -158,13 +158,13 @@ def _travels_by_value(name: Any) -> bool:
     module = sys.modules.get(name)
     if module is None or name == "__main__":
         return bool(name == "__main__")
-    if getattr(module, "__file__", None) is None or _is_found(name, str(module.__file__)):
+    if _is_found(name, getattr(module, "__file__", None)):
         return False
     importlib.import_module("cloudpickle").register_pickle_by_value(module)
     return True
 
 
-def _is_found(name: str, file: str) -> bool:
+def _is_found(name: str, file: str | None) -> bool:
     """Return whether an import of a module would read the file that it came from; its parents are only looked up."""
     places: Any = None
     spec: Any = None
@@ -176,7 +176,7 @@ def _is_found(name: str, file: str) -> bool:
         if spec is None:
             return False
         places = spec.submodule_search_locations
-    return not spec.has_location or os.path.realpath(spec.origin) == os.path.realpath(file)
+    return not spec.has_location or (file is not None and os.path.realpath(spec.origin) == os.path.realpath(file))
 
 
 def _is_by_value(reduced: Any) -> bool:

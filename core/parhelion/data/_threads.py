@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Self
@@ -29,11 +30,9 @@ class ThreadPool:
 
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
-        self._numbers = itertools.count()
-        init = options.worker_init_fn
-        self._executor = ThreadPoolExecutor(
-            options.num_workers, "parhelion-loader", None if init is None else lambda: init(next(self._numbers))
-        )
+        self._process = os.getpid()
+        self._preparation = _Preparation(options.worker_init_fn)
+        self._executor = ThreadPoolExecutor(options.num_workers, "parhelion-loader", self._preparation)
         self._finalizer = weakref.finalize(self, _end, self._executor)
 
     def submit(self, fetch: Fetch, request: FetchRequest) -> Future[Fetched]:
@@ -42,11 +41,40 @@ class ThreadPool:
 
     def is_usable(self) -> bool:
         """Return whether the pool takes requests."""
-        return self._finalizer.alive
+        return self._finalizer.alive and self._process == os.getpid()
+
+    def has_failed(self) -> bool:
+        """Return whether a thread could not begin."""
+        return self._preparation.error is not None
+
+    def describe_failure(self) -> WorkerError:
+        """Return the error of threads that could not begin."""
+        error = self._preparation.error
+        what = f"{type(error).__name__}: {error}"
+        failure = WorkerError(f"worker_init_fn failed in a thread of the loader ({what}); expected it to return.")
+        failure.__cause__ = error
+        return failure
 
     def close(self) -> None:
         """Make nothing more; what a thread has begun it ends."""
         self._finalizer()
+
+
+class _Preparation:
+    """What each thread calls first."""
+
+    def __init__(self, init: Callable[[int], Any] | None) -> None:
+        self._init = init
+        self._numbers = itertools.count()
+        self.error: BaseException | None = None
+
+    def __call__(self) -> None:
+        if self._init is None or self.error is not None:
+            return
+        try:
+            self._init(next(self._numbers))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer raises it
+            self.error = error
 
 
 def _end(executor: ThreadPoolExecutor) -> None:
@@ -101,6 +129,9 @@ class ThreadBatches(Iterator[Any]):
                 f"{request.place} of epoch {request.epoch} (sample indices {request.indices.tolist()[:8]}); expected "
                 "one within the timeout. Raise timeout, or load with num_workers=0 to see where it hangs."
             ) from error
+        except StopIteration as error:
+            self.close()
+            raise WorkerError(f"the dataset or the collate function raised StopIteration ({error})") from error
         except BaseException:
             self.close()
             raise
@@ -108,6 +139,9 @@ class ThreadBatches(Iterator[Any]):
         return fetched.batch
 
     def _check_pool(self) -> None:
+        if self._pool.has_failed():
+            self._pool.close()
+            raise self._pool.describe_failure()
         if not self._pool.is_usable():
             raise WorkerError(
                 "the loader's threads were ended while it was iterated over; expected them to live until then. "

@@ -121,8 +121,9 @@ class Worker:
     def _write_doing(self) -> str:
         if not self._is_ready:
             return "was starting"
-        asked = next(iter(self._asked.values()))
         index = self._board[0]
+        every = [*self._asked.values()]
+        asked = next((each for each in every if index in each.request.indices), every[0])
         where = f", at sample index {index}" if index in asked.request.indices else ""
         return (
             f"made the batch at place {asked.request.place} of epoch {asked.request.epoch} "

@@ -36,6 +36,7 @@ from ._worker_options import WorkerOptions
 __all__ = ["Task", "TaskFile", "main", "start_process", "write_indices", "write_task"]
 
 _MANY = 8
+_GLANCE: Final = 20  # milliseconds
 _QUICK: Final = 3e-4  # seconds that a batch takes which is sent together with others
 # Those that take long to import and are safe to fork afterwards; jax is not.
 _FRAMEWORKS: Final = ("torch",)
@@ -153,11 +154,11 @@ def main(number: int, link: int, task: int, board: int) -> None:
         faulthandler.enable()
     sock = socket.socket(fileno=link)
     sock.set_inheritable(False)
-    threading.Thread(target=_end_with_parent, args=(sock,), daemon=True).start()
     board_memory = map_file(board, 8)
     os.close(board)
     ring = Writer()
     end = WorkerEnd(sock, ring)
+    threading.Thread(target=_watch, args=(sock, end), daemon=True).start()
     fetch, options = _prepare(number, end, task)
     ring.num_ahead, num_workers = options.most_ahead, options.num_workers
     if isinstance(fetch, Fetch):
@@ -183,10 +184,12 @@ def _describe(problem: OSError) -> bytes:
     ).encode()
 
 
-def _end_with_parent(sock: socket.socket) -> None:
+def _watch(sock: socket.socket, end: WorkerEnd) -> None:
+    """End with the parent, also in the middle of user code; let no batch wait for a slow one behind it."""
     poll = select.poll()
     poll.register(sock, 0)  # no event but the hang-up, which always counts
-    poll.poll()
+    while not poll.poll(_GLANCE):
+        end.send_held(late=True)
     os._exit(1)
 
 

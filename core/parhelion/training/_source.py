@@ -187,7 +187,7 @@ def open_source(made: Any, split: str, randomness: Randomness | None = None, **o
         )
     loader, sampler = cast("tuple[Any, Any]", made) if isinstance(made, tuple) else (made, None)
     if isinstance(sampler, ResumableSampler) or isinstance(loader, Sequence):
-        return Source(loader, sampler, **options)
+        return Source(cast("Any", loader), sampler, **options)
     # Streams are many modules, and most runs have none.
     from parhelion.data import Stream, StreamCursor, get_state_methods, stream_batches  # noqa: PLC0415
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_a_worker_finds_the_surroundings_that_its_parent_has_when_it_starts(tmp_
     assert batch["path"][0] == str(tmp_path / "modules")
 
 
+def test_classes_of_a_module_without_a_file_travel_by_value(monkeypatch):
+    module = types.ModuleType("made_up")
+    exec("class Made:\n    def __len__(self): return 5\n    def __getitem__(self, i): return i", vars(module))  # noqa: S102
+    monkeypatch.setitem(sys.modules, "made_up", module)
+    with make(module.Made(), num_workers=1, shuffle=False)[0] as loader:
+        assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4]]
+
+
 class Draws(Plain):
     def __getitem__(self, index):
         return np.random.randint(2**31)
@@ -128,6 +137,7 @@ class AsksThePackage(Plain):
         before = "parhelion.training" in sys.modules
         drawn = ph.sample_rng().random(), ph.Position(1, 2).offset
         after = "parhelion.training" in sys.modules
+        assert ph.__version__
         return before, after, drawn, ph.TrainingState().global_epoch, "parhelion.training" in sys.modules
 
 

@@ -1,8 +1,11 @@
 """Threads that make batches ahead."""
 
 import gc
+import os
+import signal
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -142,6 +145,36 @@ def test_worker_init_fn_prepares_each_thread():
     with load(worker_init_fn=numbers.append)[0] as loader:
         list(loader)
     assert sorted(numbers) == [0, 1]
+
+
+def test_a_worker_init_fn_that_fails_is_told_of_each_time():
+    def fail(number):
+        raise OSError("no camera")
+
+    with load(worker_init_fn=fail)[0] as loader:
+        for _ in range(2):
+            with pytest.raises(WorkerError, match=r"worker_init_fn failed in a thread .*OSError: no camera"):
+                list(loader)
+
+
+def test_a_stop_iteration_of_a_collate_function_does_not_end_the_epoch():
+    def stop(records):
+        raise StopIteration
+
+    with load(collate_fn=stop)[0] as loader, pytest.raises(WorkerError, match="raised StopIteration"):
+        list(loader)
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    with load()[0] as loader:
+        list(loader)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            os._exit(len(list(loader)))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
 
 
 def test_another_type_of_worker_is_refused():

@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import warnings
 import weakref
 from pathlib import Path
 
@@ -128,6 +129,69 @@ def test_a_collate_function_may_keep_what_it_has_made():
     assert sums == [sum(range(max(0, 4 * (k - 7)), 4 * k + 1, 4)) for k in range(64)]
 
 
+@pytest.mark.processes
+def test_a_batch_that_a_forked_process_has_is_not_written_to_either():
+    loader, _ = make(Wide(400), shuffle=False, num_workers=1)
+    with loader:
+        batches = iter(loader)
+        batch = next(batches)
+        read, write = os.pipe()
+        go_read, go_write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # another test may have started jax here
+            pid = os.fork()
+        if pid == 0:
+            os.read(go_read, 1)
+            os.write(write, repr(rows(batch)).encode())
+            os._exit(0)
+        del batch
+        for _ in range(60):
+            next(batches)
+        os.write(go_write, b".")
+        found = os.read(read, 1000)
+        os.waitpid(pid, 0)
+        for descriptor in (read, write, go_read, go_write):
+            os.close(descriptor)
+        assert found == b"[0, 1, 2, 3]"
+        assert [rows(batch)[0] for batch in batches] == list(range(61 * 4, 400, 4))
+
+
+def test_slots_are_as_large_as_recent_batches_need():
+    writer = Writer()
+
+    def put(size):
+        writer.begin()
+        placed = writer.put([memoryview(bytearray(size))])
+        writer.give_back(placed.slot)
+        return placed.size
+
+    put(1 << 26)
+    sizes = [put(5000) for _ in range(40)]
+    assert sizes[0] > 1 << 25
+    assert sizes[-1] <= 1 << 14
+
+
+def test_slots_that_are_there_serve_small_batches_where_no_larger_one_can_be_had(monkeypatch):
+    writer = Writer()
+    for _ in range(2):
+        writer.begin()
+        first = writer.put([memoryview(bytearray(5000))])
+        writer.give_back(first.slot)
+
+    def refuse(size):
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr("parhelion.data._ring.make_file", refuse)
+    writer.begin()
+    assert writer.put([memoryview(bytearray(50_000))]) is None
+    assert writer.take_problem() is not None
+    for _ in range(40):
+        writer.begin()
+        placed = writer.put([memoryview(bytearray(5000))])
+        assert placed is not None
+        writer.give_back(placed.slot)
+
+
 def limit_files(_):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 
@@ -172,8 +236,9 @@ def test_whatever_is_put_into_a_ring_comes_out_as_long_as_somebody_has_it(batche
             del parts
         for other, parts in kept:
             assert all(set(part) <= {other} for part in parts)
-        while reader.returned:
-            writer.give_back(reader.returned.popleft())
+        for slot, is_usable in reader.take_returned():
+            assert is_usable
+            writer.give_back(slot)
     kept, parts = [], None
     reader.close()
     del writer

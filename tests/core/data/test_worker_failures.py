@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -197,6 +198,31 @@ def test_a_worker_that_hangs_is_told_of_after_the_timeout():
     )
     with taking_less_than(10), pytest.raises(WorkerError, match=message):
         load(hang, timeout=0.3)
+
+
+class Late(Plain):
+    """Quick records, and then one that takes long."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        if index == 200:
+            self.act()
+        return np.full(3, index)
+
+
+@pytest.mark.parametrize("act", [lambda: time.sleep(60), lambda: (time.sleep(0.2), os._exit(3))])
+def test_batches_made_before_a_record_that_hangs_come_and_the_record_is_named(act):
+    loader, _ = make(Late(act), shuffle=False, num_workers=1, timeout=1.0)
+    with loader:
+        batches, found = iter(loader), []
+        with pytest.raises(WorkerError, match=r"at place 200 of epoch 0 \(.*\), at sample index 200"):
+            found.extend(int(batch[0, 0]) for batch in batches)
+        assert found == list(range(0, 200, 4))
 
 
 def test_the_timeout_does_not_count_the_start():
