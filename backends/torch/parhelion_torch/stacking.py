@@ -93,8 +93,8 @@ def _reduce_tensor(tensor: Any) -> Any:
 def _tell_shared() -> None:
     # Cached, so that it is said once.
     _log.warning(
-        "a tensor in shared memory is sent to a loader's workers as a copy: what is changed in it later they do not see; "
-        "workers of worker_type='torch' do"
+        "a tensor in shared memory is sent to a loader's workers as a copy: what is changed in it later they do not "
+        "see; workers of worker_type='torch' do"
     )
 
 
