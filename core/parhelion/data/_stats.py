@@ -18,6 +18,8 @@ _log = logging.getLogger("parhelion")
 
 _clock = time.perf_counter
 _LITTLE: Final = 0.05  # share of the time that is not worth a change
+_QUICK: Final = 3e-4  # seconds for a batch that are not worth a worker
+_IDLE: Final = 0.2  # share of the waiting in which workers made something; below they were not there yet
 _BUSY: Final = 0.8  # share of the workers' time from which on more of them help
 
 
@@ -67,11 +69,15 @@ class LoaderStats:
         what = self.bottleneck
         if what is None:
             return "nothing to change"
+        work = self.records + self.collation + self.transport
+        if self.num_workers == 0 and self.waiting < _QUICK * self.num_batches:
+            return "nothing to change: a worker would take longer for a batch"
+        if self.num_workers and work < _IDLE * self.waiting:
+            return "the workers had hardly begun: see how a longer run does, and keep them (persistent_workers=True)"
         if what == "transport":
             return "let batches be a few large arrays, or load with num_workers=0"
         if self.num_workers == 0:
             return f"set num_workers={max(1, self.num_cores - 1)}" if self.num_cores > 1 else _cheaper(what)
-        work = self.records + self.collation + self.transport
         if work < _BUSY * self.num_workers * (self.waiting + self.consumer):
             return "raise prefetch_factor: batches take unequal times"
         if self.num_workers < self.num_cores:

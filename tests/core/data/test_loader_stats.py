@@ -77,6 +77,8 @@ def test_one_line_at_the_end_of_an_epoch_says_where_the_time_went(caplog):
         ({"waiting": 0.01}, None, "nothing to change"),
         ({"num_workers": 2, "records": 7.0}, "records", "raise num_workers from 2"),
         ({"num_workers": 4, "records": 15.0}, "records", "all 4 cores are at work: make records cheaper"),
+        ({"num_batches": 10**5}, "records", "nothing to change: a worker would take longer for a batch"),
+        ({"num_workers": 2, "records": 0.1}, "records", "the workers had hardly begun: see how a longer run does"),
         ({"num_workers": 2}, "records", "raise prefetch_factor: batches take unequal times"),
         ({"num_workers": 2, "transport": 7.0}, "transport", "let batches be a few large arrays, or load with"),
     ],
