@@ -69,15 +69,18 @@ class LoaderStats:
         what = self.bottleneck
         if what is None:
             return "nothing to change"
-        work = self.records + self.collation + self.transport
-        if self.num_workers == 0 and self.waiting < _QUICK * self.num_batches:
+        if self.num_workers:
+            return self._advise_workers(what)
+        if self.waiting < _QUICK * self.num_batches:
             return "nothing to change: a worker would take longer for a batch"
-        if self.num_workers and work < _IDLE * self.waiting:
+        return f"set num_workers={self.num_cores - 1}" if self.num_cores > 1 else _cheaper(what)
+
+    def _advise_workers(self, what: str) -> str:
+        work = self.records + self.collation + self.transport
+        if work < _IDLE * self.waiting:
             return "the workers had hardly begun: see how a longer run does, and keep them (persistent_workers=True)"
         if what == "transport":
             return "let batches be a few large arrays, or load with num_workers=0"
-        if self.num_workers == 0:
-            return f"set num_workers={max(1, self.num_cores - 1)}" if self.num_cores > 1 else _cheaper(what)
         if work < _BUSY * self.num_workers * (self.waiting + self.consumer):
             return "raise prefetch_factor: batches take unequal times"
         if self.num_workers < self.num_cores:
