@@ -156,7 +156,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         timeout: seconds to wait for a worker's batch; 0 waits as long as it takes.
         worker_init_fn: called in each worker with its number, from 0, before its first batch.
         multiprocessing_context: how torch's own workers are started; for ``worker_type="torch"``.
-        prefetch_factor: batches that each worker makes ahead; 2 if None.
+        prefetch_factor: batches that each worker makes ahead; None is 2, and up to 8 where they are quick to make.
         persistent_workers: whether workers outlive an epoch; None means that they do, torch's own that they do not.
         worker_type: "process", "thread" (see :class:`parhelion.data.Loader`), or "torch" for torch's own workers.
         random_seed: keys the order and each sample's randomness.
@@ -242,6 +242,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if worker_type == "torch":
             self.engine = TorchEngine(_make_fetch(source, fetching), sampler, params.random_seed, shared)
         else:
+            # None is 2 to torch; the engine may look further ahead then.
+            fetching["prefetch_factor"] = given.get("prefetch_factor")
             self.engine = _open_engine(source, sampler, fetching, worker_type, shared)
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - torch leaves some of it untyped
             dataset,
@@ -341,7 +343,7 @@ def _open_engine(
             f"multiprocessing_context is {context!r} and worker_type {worker_type!r}; expected it left out: workers "
             "are fresh processes. Pass worker_type='torch' to have torch start them."
         )
-    names = ("prefetch_factor", "persistent_workers", "timeout", "worker_init_fn")
+    names = ("persistent_workers", "timeout", "worker_init_fn")
     options = {name: shared[name] for name in names if shared["num_workers"] and name in shared}
     return Loader(
         dataset,
