@@ -17,7 +17,7 @@ import jax
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, WorldError
 from parhelion_jax.rendezvous import Address, is_listening, listen, report
-from parhelion_jax.world import World, connect, disconnect, discover_world
+from parhelion_jax.world import connect, disconnect, discover_world
 from support import jax_child
 
 FACTS = Path(jax_child.__file__).with_name("two_process_facts.py")
@@ -41,7 +41,7 @@ def test_a_process_alone_is_a_world_of_one(monkeypatch) -> None:
     assert world.gather("mine") == ["mine"]
     world.barrier()
     disconnect()
-    assert discover_world() == World()
+    assert discover_world().size == 1
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])

@@ -15,7 +15,8 @@ torch_backend = pytest.importorskip("parhelion_torch")
 jax_backend = pytest.importorskip("parhelion_jax")
 
 ROOMS = ["parhelion"] + [
-    f"parhelion.{room}" for room in ("checkpoint", "data", "plugins", "sampling", "testing", "tracking", "training")
+    f"parhelion.{room}"
+    for room in ("checkpoint", "data", "plugins", "processes", "sampling", "testing", "tracking", "training")
 ]
 PACKAGES = [*ROOMS, "parhelion_torch", "parhelion_jax"]
 both = pytest.mark.parametrize("backend", [torch_backend, jax_backend], ids=["torch", "jax"])

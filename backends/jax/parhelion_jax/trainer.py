@@ -193,5 +193,6 @@ def _parts(placement: Placement, steps_per_execution: int) -> BackendParts:
         create_dataloader=partial(loader_for, num_shards=placement.num_shards),
         switches=switches,
         steps_per_execution=steps_per_execution,
+        computes_as_one=True,
         describe=describe,
     )

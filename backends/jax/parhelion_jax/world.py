@@ -7,10 +7,10 @@ import pickle
 import time
 from typing import Any
 
-import attrs
 import jax
 import numpy as np
 
+from parhelion import processes
 from parhelion.errors import InvalidTypeError, InvalidValueError, WorldError
 
 from .rendezvous import Address, is_listening, listen, report
@@ -23,19 +23,8 @@ _jax: Any = jax  # it leaves some of it untyped
 _local_rank: dict[str, int] = {}  # jax has one connection per process and does not know it
 
 
-@attrs.frozen
-class World:
-    """The processes that train together.
-
-    Attributes:
-        rank: this process among all, from 0.
-        local_rank: this process among those of its machine, from 0.
-        size: how many there are.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    size: int = 1
+class World(processes.World):
+    """The processes that train together, which jax has connected."""
 
     def barrier(self) -> None:
         """Return when every process has come here."""
@@ -58,6 +47,11 @@ class World:
             pickle.loads(each[:size].tobytes())  # noqa: S301 - it comes from this very program, in another process
             for each, size in zip(contents, sizes, strict=True)
         ]
+
+    def gather_to_first(self, value: Any) -> list[Any]:
+        """Return what :meth:`gather` does in the first process, and an empty list in the others."""
+        gathered = self.gather(value)
+        return gathered if self.rank == 0 else []
 
 
 def _gather_arrays(array: Any) -> Any:

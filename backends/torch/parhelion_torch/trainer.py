@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
+from parhelion.processes import World
 from parhelion.training import BackendParts, TrainerOptions, TrainingUnit
 from parhelion.training import Trainer as CoreTrainer
 
@@ -18,7 +19,7 @@ from .arrays import Arrays
 from .data import loader_for
 from .placement import Placement
 from .randomness import Randomness
-from .world import World, discover_world
+from .world import discover_world
 
 __all__ = ["Trainer"]
 

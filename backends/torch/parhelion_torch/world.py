@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import attrs
 import torch.distributed
 
 from parhelion.errors import InvalidValueError
+from parhelion.processes import World
 
-__all__ = ["World", "discover_world"]
-
-
-@attrs.frozen
-class World:
-    """The processes that train together: one.
-
-    Attributes:
-        rank: this process among all, from 0.
-        local_rank: this process among those of its machine, from 0.
-        size: how many there are.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    size: int = 1
-
-    def barrier(self) -> None:
-        """Return at once: there is nobody to wait for."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the value of the one process."""
-        return [value]
+__all__ = ["discover_world"]
 
 
 def discover_world() -> World:

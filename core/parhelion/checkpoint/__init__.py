@@ -2,6 +2,8 @@
 
 from ._arrays import ArrayAdapter as ArrayAdapter
 from ._arrays import HostArray as HostArray
+from ._arrays import Part as Part
+from ._arrays import ShardedArray as ShardedArray
 from ._arrays import dense_strides as dense_strides
 from ._names import checkpoint_name as checkpoint_name
 from ._reader import Checkpoint as Checkpoint

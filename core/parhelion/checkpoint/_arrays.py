@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ArrayAdapter",
     "HostArray",
+    "Part",
+    "ShardedArray",
     "align",
     "aligned_empty",
     "dense_strides",
@@ -56,12 +58,45 @@ class HostArray:
         data: the elements in C order, as one axis of uint8. It may be a view of the live array.
         strides: in elements, for an array that lies densely in memory in another order than C's (Fortran
             order, channels last), None for C order. Kernels may round differently per layout.
+        is_fresh: whether ``data`` was made for this and nobody else will ever write to it. A view of the live array
+            has to be copied before training goes on.
     """
 
     dtype: str
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal), hash=False, repr=False)
     strides: tuple[int, ...] | None = attrs.field(default=None, validator=_check_strides)
+    is_fresh: bool = attrs.field(default=False, eq=False, repr=False)
+
+
+@attrs.frozen
+class Part:
+    """A box of a larger array: what one process holds of it.
+
+    Attributes:
+        start: where the box begins along every axis of the whole, in elements.
+        array: the elements in it; its shape is the box's.
+    """
+
+    start: tuple[int, ...]
+    array: HostArray
+
+
+@attrs.frozen
+class ShardedArray:
+    """An array that is spread over processes, as one of them sees it.
+
+    The parts of all processes tile the whole: every element is in exactly one part of exactly one process.
+
+    Attributes:
+        dtype: the element type's name, as in :class:`HostArray`.
+        shape: the size of every axis of the whole.
+        parts: what this process writes; empty if others have it all.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
 
 
 class ArrayAdapter(Protocol):
@@ -71,8 +106,12 @@ class ArrayAdapter(Protocol):
         """Return a key that leaves share if they are one array; None for what is no array of this backend."""
         ...
 
-    def encode(self, leaf: Any, path: str) -> HostArray:
-        """Return the array's bytes; raise UnsavableValueError naming ``path`` where that is impossible."""
+    def encode(self, leaf: Any, path: str) -> HostArray | ShardedArray:
+        """Return the array's bytes, or this process's parts of one that is spread over processes.
+
+        Raises:
+            UnsavableValueError: that is impossible; names ``path``.
+        """
         ...
 
     def decode(self, array: HostArray) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import attrs
 
 from parhelion.checkpoint import ArrayAdapter
+from parhelion.processes import Meeting
 
 from ._events import Event
 from ._state import TrainingState
@@ -86,8 +87,17 @@ class World(Protocol):
         """Return once every process has come here."""
         ...
 
+    @property
+    def meeting(self) -> Meeting:
+        """Where wishes are brought that all processes are to hear at once."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """Return what every process gives here, by rank."""
+        ...
+
+    def gather_to_first(self, value: Any) -> list[Any]:
+        """Return what :meth:`gather` does in the first process, and an empty list in the others."""
         ...
 
 
@@ -105,6 +115,8 @@ class BackendParts:
         create_dataloader: ``(dataset, split, params) -> (loader, sampler)``.
         switches: returns the context that a run lasts in, with the framework's global flags set as asked.
         steps_per_execution: the most iterations that a model trains in one call.
+        computes_as_one: whether several processes make one computation, so that what one logs is everybody's; else each
+            computes on its own batches, and what is logged is merged.
         describe: facts for the banner and the checkpoint, such as library versions.
     """
 
@@ -119,6 +131,7 @@ class BackendParts:
     create_dataloader: Callable[..., tuple[Any, Any]]
     switches: Callable[[], AbstractContextManager[Any]] = nullcontext
     steps_per_execution: int = 1
+    computes_as_one: bool = False
     describe: Callable[[], Mapping[str, str]]
 
 
