@@ -99,6 +99,19 @@ class DataModule(ABC):
         return None if self._train_dataset is None else self._train_dataset.params
 
     @property
+    def train_fingerprint(self) -> str | None:
+        """What tells the content of the training data set from another's, if it offers that.
+
+        It is the data set's attribute or method ``fingerprint``, or what Hugging Face's keep under ``_fingerprint``.
+        """
+        dataset = self.train_dataset
+        found = getattr(dataset, "fingerprint", None)
+        if found is None:
+            found = getattr(dataset, "_fingerprint", None)
+        value = found() if callable(found) else found
+        return None if value is None else str(value)
+
+    @property
     def valid_dataset(self) -> Any | None:
         """The validation data set, if there is one."""
         return None if self._valid_dataset is None else self._valid_dataset.dataset

@@ -35,6 +35,14 @@ class World:
         """Return what every process gives here, by rank; whatever can be pickled."""
         return [value]
 
+    @property
+    def failure(self) -> str | None:
+        """What ended another process, if something has."""
+        return None
+
+    def fail(self, text: str) -> None:
+        """Tell the others that this process ends by an error, with its traceback; they end, too."""
+
     def gather_to_first(self, value: Any) -> list[Any]:
         """Return what :meth:`gather` does in the first process, and an empty list in the others."""
         return [value]

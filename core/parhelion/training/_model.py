@@ -79,6 +79,7 @@ class Model(ABC):
         self._attributes: Attributes | None = None
         self.weight_map: WeightMap | None = None
         self.monitor: str | None = None
+        self.monitor_mode: Literal["min", "max"] = "min"
         self.validated: dict[str, float] = {}
 
     # -- who and where ------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
+from parhelion.checkpoint import Retention
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.seeds import check_seed, get_default_seed
 
@@ -48,6 +51,16 @@ def _check_limit(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise InvalidValueError(f"{attribute.name} is {value!r}; expected an integer >= 1, or None for no limit.")
 
 
+def _check_seconds(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < math.inf):
+        raise InvalidValueError(f"{attribute.name} is {value!r}; expected seconds > 0, or None for no deadline.")
+
+
+def _seconds(value: float | dt.timedelta | None) -> float | None:
+    return value.total_seconds() if isinstance(value, dt.timedelta) else value
+
+
 def _seed(value: int | None) -> int:
     return get_default_seed() if value is None else check_seed(value)
 
@@ -75,8 +88,12 @@ class TrainerOptions:
     import_prefix: str = attrs.field(default="", validator=_check_text)
     print_banner: bool = attrs.field(default=True, validator=_check_flag)
     chkpt_every_iterations: int | None = None
-    chkpt_every_seconds: float | None = None
+    chkpt_every_seconds: float | None = attrs.field(default=None, converter=_seconds)
     chkpt_keep_last: int | None = attrs.field(default=None, validator=_check_limit)
+    chkpt_keep_best: int | None = attrs.field(default=None, validator=_check_limit)
+    chkpt_keep_every: int | None = attrs.field(default=None, validator=_check_limit)
+    chkpt_in_background: bool = attrs.field(default=True, validator=_check_flag)
+    stop_deadline: float | None = attrs.field(default=30.0, validator=_check_seconds)
     limit_batches: int | None = attrs.field(default=None, validator=_check_limit)
     dry_run: bool = attrs.field(default=False, validator=_check_flag)
     nan_guard: bool = attrs.field(default=True, validator=_check_flag)
@@ -119,6 +136,26 @@ class TrainerOptions:
             chkpt_every_seconds=self.chkpt_every_seconds,
             early_stop_cycles=self.early_stop_cycles,
         )
+
+    def retention(self, monitor: str | None, mode: Literal["min", "max"]) -> Retention | None:
+        """Return which checkpoints of a model stay, None for all.
+
+        Args:
+            monitor: the model's monitored value.
+            mode: whether the least or the greatest is best.
+
+        Raises:
+            InvalidValueError: the best are to be kept, and the model monitors nothing.
+        """
+        if self.chkpt_keep_best is not None and monitor is None:
+            raise InvalidValueError(
+                f"chkpt_keep_best is {self.chkpt_keep_best} and the model monitors no value; expected one to tell the "
+                'best by. Pass monitor="valid_loss" to the model.'
+            )
+        rules = (self.chkpt_keep_last, self.chkpt_keep_best, self.chkpt_keep_every)
+        if all(rule is None for rule in rules):
+            return None
+        return Retention(*rules[:2], metric=monitor, mode=mode, every_iterations=rules[2])
 
     def batch_limit(self) -> int | None:
         """Return after how many batches an epoch or an evaluation ends early, or None."""

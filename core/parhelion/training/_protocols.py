@@ -100,6 +100,15 @@ class World(Protocol):
         """Return what :meth:`gather` does in the first process, and an empty list in the others."""
         ...
 
+    def fail(self, text: str) -> None:
+        """Tell the others that this process ends by an error, with its traceback; they end, too."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """What ended another process, if something has."""
+        ...
+
 
 @attrs.frozen(kw_only=True)
 class BackendParts:
@@ -179,6 +188,10 @@ class Work(Protocol):
         """Give one row of values to the trackers."""
         ...
 
-    def save(self, state: TrainingState, *, is_best: bool, is_final: bool) -> None:
+    def check(self) -> None:
+        """Raise what has failed behind, such as a save."""
+        ...
+
+    def save(self, state: TrainingState, *, is_best: bool, is_final: bool, is_pending: bool) -> None:
         """Write a checkpoint of a committed state."""
         ...

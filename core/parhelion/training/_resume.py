@@ -13,17 +13,17 @@ import attrs
 from parhelion.checkpoint import (
     ArrayAdapter,
     Checkpoint,
+    Retention,
     checkpoint_name,
     list_checkpoints,
     load_checkpoint,
     load_newest,
-    prune,
     remove_leftovers,
-    save_checkpoint,
 )
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
 from ._model import Model
+from ._saving import Request
 from ._state import TrainingState
 from ._stateful import entries
 
@@ -52,7 +52,13 @@ def check_facts(saved: Mapping[str, Any], live: Mapping[str, Any], allow_changes
         )
     if unknown := sorted(set(allow_changes) - set(live)):
         raise InvalidValueError(f"allow_changes has {unknown}; expected some of {sorted(live)}.")
-    changed = [name for name in live if name in saved and saved[name] != live[name] and name not in allow_changes]
+    # A data set that offers no fingerprint, now or then, is taken at its length.
+    unknown_ones = {name for name in ("data_fingerprint",) if None in (saved.get(name), live.get(name))}
+    changed = [
+        name
+        for name in live
+        if name in saved and saved[name] != live[name] and name not in unknown_ones and name not in allow_changes
+    ]
     if changed:
         lines = "; ".join(line for name in changed for line in _tell_change(name, saved[name], live[name]))
         raise CheckpointMismatchError(
@@ -79,13 +85,13 @@ class CheckpointFolder:
     Attributes:
         path: the folder.
         run_name: how its checkpoints' names begin.
-        keep_last: how many are kept; None for all.
+        retention: which are kept; None for all.
         arrays: this framework's arrays in checkpoints.
     """
 
     path: Path
     run_name: str
-    keep_last: int | None
+    retention: Retention | None
     arrays: ArrayAdapter | None
 
     def find(self, resume: str | Path) -> Checkpoint | None:
@@ -124,17 +130,27 @@ class CheckpointFolder:
         newest = load_newest(self.path, self.arrays)
         return None if newest is None else _check_run(newest)
 
-    def save(self, state: TrainingState, tree: Any, *, name: str, protect: Collection[str]) -> Path:
-        """Write a checkpoint, then delete the oldest beyond ``keep_last``, never one named in ``protect``."""
+    def request(
+        self, state: TrainingState, tree: Any, *, name: str, metrics: Mapping[str, float], protect: Collection[str]
+    ) -> Request:
+        """Return what is to be written for a checkpoint of a state.
+
+        Args:
+            state: how far the run is.
+            tree: everything that a resumed run needs.
+            name: the checkpoint's.
+            metrics: what the validation at this state has given; empty if there was none.
+            protect: names of older ones to keep.
+        """
         meta = {
             "run_name": self.run_name,
             "global_iteration": state.global_iteration,
             "global_epoch": state.global_epoch,
+            "metrics": dict(metrics),
         }
-        path = save_checkpoint(self.path, name, tree, meta, self.arrays)
-        if self.keep_last is not None:
-            prune(self.path, self.keep_last, [self.path / each for each in protect])
-        return path
+        return Request(
+            root=self.path, name=name, meta=meta, tree=tree, retention=self.retention, protect=frozenset(protect)
+        )
 
     def name_for(self, state: TrainingState) -> str:
         """Return the name of the checkpoint of a state."""
@@ -154,8 +170,11 @@ class CheckpointFolder:
         # A fresh run beside an old one's checkpoints would resume from those next time.
         if list_checkpoints(self.path):
             target = _free(self.path.with_name(self.path.name + ".old"))
-            self.path.rename(target)
-            _log.warning("resume='never' and %s holds checkpoints; the folder is now %s", self.path, target.name)
+            target.mkdir()
+            for child in self.path.iterdir():
+                if not child.name.startswith("."):  # the lock stays, which is this run's
+                    child.rename(target / child.name)
+            _log.warning("resume='never' and %s holds checkpoints; they are now in %s", self.path, target.name)
 
 
 def _free(path: Path) -> Path:

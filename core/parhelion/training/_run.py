@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parhelion.checkpoint import Checkpoint, flatten
+from parhelion.checkpoint import Checkpoint
 from parhelion.data import DataModule
 from parhelion.plugins import Plugin
 from parhelion.sampling import Position
@@ -32,9 +32,9 @@ from ._model import Model
 from ._protocols import BackendParts, Verdict
 from ._reporting import Reporting
 from ._resume import CheckpointFolder, give_model
+from ._saving import Saving
 from ._source import AnySource
 from ._state import TrainingState
-from ._together import let_first_act
 from ._window import Window
 
 __all__ = ["Run"]
@@ -54,6 +54,7 @@ class Run:
         facts: what a resumed run must agree with.
         setting: what it may change.
         folder: where checkpoints go; None for nowhere.
+        saving: writes them.
         source: the training split.
         valid_source: the validation split.
         datamodule: whose state belongs to the run.
@@ -71,6 +72,7 @@ class Run:
         facts: Mapping[str, Any] | None = None,
         setting: Mapping[str, Any] | None = None,
         folder: CheckpointFolder | None = None,
+        saving: Saving | None = None,
         source: AnySource | None = None,
         valid_source: AnySource | None = None,
         datamodule: DataModule | None = None,
@@ -83,13 +85,13 @@ class Run:
         self._window = window
         self.facts = dict(facts or {})
         self.setting = dict(setting or {})
-        self._folder = folder
+        self._folder, self._saving = folder, saving
         self._source, self._valid_source = source, valid_source
         self._datamodule = datamodule
         self._describe_position = describe_position
         self._model_step = model.train_step
         self._saved: TrainingState | None = None
-        self._stop_answer = False
+        self._stop_answer = self._is_pending = False
         self._streams: Any = None
         self._plugin_attributes = Attributes(lambda: {plugin.plug_id: plugin for plugin in plugins}, model.mark_value)
         self.best: str | None = None
@@ -152,9 +154,12 @@ class Run:
         of_model = overridden(self.model, Model.should_training_stop)
         answers = [*self._claims("should_training_stop", Plugin.should_training_stop)]
         answers += [] if of_model is None else [of_model]
+        world = self._parts.world
 
         def ask_all() -> bool:
-            self._stop_answer = any(ask() for ask in answers)
+            answer = any(ask() for ask in answers)
+            # One that stopped alone would leave the others waiting.
+            self._stop_answer = answer if world.size == 1 else any(world.gather(answer))
             return self._stop_answer
 
         return ask_all if answers else None
@@ -275,13 +280,26 @@ class Run:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def save(self, state: TrainingState, *, is_best: bool, is_final: bool) -> None:
-        """Write a checkpoint of a committed state, unless the model declines or it is there already."""
+    def check(self) -> None:
+        """Raise CheckpointError if a save has failed behind."""
+        if self._saving is not None:
+            self._saving.check()
+
+    def save(self, state: TrainingState, *, is_best: bool, is_final: bool, is_pending: bool) -> None:
+        """Write a checkpoint of a committed state, unless the model declines or it is there already.
+
+        Args:
+            state: what is saved.
+            is_best: the validation at it was the best so far.
+            is_final: it need not be written again; and not if nothing was trained yet.
+            is_pending: its validation was left, and a resumed run begins with it.
+        """
         self._window.fold()
-        if self._folder is None or (is_final and state == self._saved) or not self._is_save_wanted():
+        if self._folder is None or (is_final and state in (self._saved, TrainingState())) or not self._is_save_wanted():
             return
         if is_best:
             self.best = self._checkpoint_name(self._folder, state)
+        self._is_pending = is_pending
         self.write(state, self._folder)
         self._saved = state
 
@@ -291,15 +309,21 @@ class Run:
         return is_wanted
 
     def write(self, state: TrainingState, folder: CheckpointFolder, name: str | None = None) -> Path:
-        """Write a checkpoint into a folder, under its usual name if none is given; the first rank does."""
+        """Have a checkpoint written into a folder, under its usual name if none is given."""
         name = self._checkpoint_name(folder, state) if name is None else name
         kept = [] if self.best is None else [self.best]
-        tree = self.snapshot(state)
+        was_validated = state.validation_cycles > 0 and state.running_iter == 0
+        metrics = self.model.validated if was_validated else {}
+        if self._saving is not None:
+            self._saving.start(
+                folder.request(state, self.snapshot(state), name=name, metrics=metrics, protect=kept)
+            )
+        return folder.path / name
 
-        def save() -> Path:
-            return folder.save(state, tree, name=name, protect=kept)
-
-        return next(iter(let_first_act(self._parts.world, save, "saving a checkpoint")), folder.path / name)
+    def finish_saving(self) -> None:
+        """Return once the last checkpoint is durable."""
+        if self._saving is not None:
+            self._saving.finish()
 
     def _checkpoint_name(self, folder: CheckpointFolder, state: TrainingState) -> str:
         return self.model.append_metadata_to_chkpt_name(folder.name_for(state))
@@ -310,8 +334,8 @@ class Run:
         Raises:
             UnsavableValueError: a value has no place in a checkpoint; names where it is.
         """
-        if self._folder is not None:
-            flatten(self.snapshot(state), self._parts.arrays)
+        if self._folder is not None and self._saving is not None:
+            self._saving.prepare(self.snapshot(state))
 
     def snapshot(self, state: TrainingState) -> dict[str, Any]:
         """Return everything that a resumed run needs, as one tree."""
@@ -327,7 +351,7 @@ class Run:
             "plugin_attributes": self._plugin_attributes.changed(),
             "datamodule": {} if self._datamodule is None else self._datamodule.state_dict(),
             # One entry for each rank: every process goes on with its own streams.
-            "randomness": {str(rank): each for rank, each in enumerate(self._parts.world.gather(streams))},
+            "randomness": {str(rank): each for rank, each in enumerate(self._parts.world.gather_to_first(streams))},
             # The position says all for a map dataset; a stream has a state there.
             "stream": None if self._source is None else self._source.gather(state.position, self._parts.world.gather),
             "window": self._window.state_dict(),
@@ -335,6 +359,7 @@ class Run:
             "setting": self.setting,
             "position": {} if self._describe_position is None else dict(self._describe_position(state.position)),
             "stop_asked": self._stop_answer,
+            "pending": self._is_pending,
             "best": self.best,
         }
 
@@ -355,9 +380,12 @@ class Run:
                 plugin.load_state_dict(tree["plugins"][plug_id])
         self._window.load_state_dict(tree["window"])
         self.best = tree["best"]
-        if (streams := tree["randomness"].get(str(self._parts.world.rank))) is not None:
-            self._parts.randomness.restore(streams)  # a rank that is new goes on with its own
         state: TrainingState = tree["state"]
+        rank = self._parts.world.rank
+        if (streams := tree["randomness"].get(str(rank))) is not None:
+            self._parts.randomness.restore(streams)
+        else:  # there was no such rank; where it begins depends on the run and the point alone
+            self._parts.randomness.seed(derive(self._seed, "steps", rank, "from", state.global_iteration))
         self._saved = state
         return state
 

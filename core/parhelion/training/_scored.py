@@ -48,7 +48,7 @@ class Scored(Model):
             raise InvalidValueError(f"mode is {mode!r}; expected 'min' or 'max'.")
         self.monitor = monitor
         self.metrics: dict[str, Any] = {}
-        self._mode = mode
+        self.monitor_mode = mode
         self._clip_norm = clip_norm
         self._ema_decay = ema_decay
         self._best: float | None = None
@@ -107,7 +107,7 @@ class Scored(Model):
                 f"{', '.join(self.validated) or 'there were none, so return or log one in valid_step'}."
             )
         value = self.validated[self.monitor]
-        if self._best is None or (value < self._best if self._mode == "min" else value > self._best):
+        if self._best is None or (value < self._best if self.monitor_mode == "min" else value > self._best):
             self._best = value
             return True
         return False

@@ -5,14 +5,16 @@ One that is left alone in a computation over all of them would wait there withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from parhelion.errors import InvalidValueError, WorldError
 
 from ._protocols import World
 
-__all__ = ["act_in_turn", "check_agreement", "let_first_act"]
+__all__ = ["act_in_turn", "check_agreement", "fail_together", "let_first_act"]
 
 T = TypeVar("T")
 
@@ -62,6 +64,16 @@ def check_agreement(world: World, facts: Mapping[str, Any]) -> None:
                     f"{name} is {value} in process {rank} and {told[0].get(name)} in process 0; expected the same in "
                     "every process that trains with others. Give all the same arguments, data and checkpoints."
                 )
+
+
+@contextmanager
+def fail_together(world: World) -> Generator[None]:
+    """Tell the other processes when an error leaves the context, so that they end instead of waiting for this one."""
+    try:
+        yield
+    except Exception:
+        world.fail(traceback.format_exc())
+        raise
 
 
 def _try(act: Callable[[], T]) -> tuple[list[T], Exception | None]:

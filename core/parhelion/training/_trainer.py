@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from parhelion.checkpoint import Checkpoint
+from parhelion.checkpoint import Checkpoint, RunLock
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
 from parhelion.errors import InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin
 from parhelion.seeds import derive
 
+from ._calls import FAILED, Calls
 from ._dispatch import hook_table, tell
 from ._events import Event, StepCommitted
 from ._loop import Loop
@@ -21,11 +22,12 @@ from ._model import Model
 from ._reporting import Reporting, note_setting, show_values
 from ._resume import CheckpointFolder, check_facts, find_checkpoint, give_model, give_weights, load_run
 from ._run import Run
+from ._saving import Saving
 from ._session import session
 from ._signals import stop_on_signals
 from ._source import AnySource, open_source
 from ._state import TrainingState
-from ._together import act_in_turn, check_agreement
+from ._together import act_in_turn, check_agreement, fail_together, let_first_act
 from ._trainer_facts import TrainerFacts
 from ._window import Window
 
@@ -36,7 +38,7 @@ _log = logging.getLogger("parhelion")
 # What decides when processes that train together do something together.
 _AGREED = (
     *("train_unit", "total_steps", "valid_frequency", "chkpt_frequency", "print_frequency", "early_stop_cycles"),
-    *("chkpt_every_iterations", "limit_batches", "dry_run", "nan_guard"),
+    *("chkpt_every_iterations", "limit_batches", "dry_run", "nan_guard", "stop_deadline"),
 )
 
 
@@ -81,7 +83,7 @@ class Trainer(TrainerFacts):
             resume: "auto", "must", "never", or the path of a checkpoint.
             init_from: a checkpoint whose weights a fresh run begins with.
             allow_changes: facts of the checkpoint that may differ: "model", "random_seed", "data_seed", "sampler",
-                "sampler_settings", "order_version", "data_length", "accumulation_steps"; "stream" also lets an epoch
+                "sampler_settings", "order_version", "data_length", "data_fingerprint", "accumulation_steps"; "stream" also lets an epoch
                 begin again whose middle a stream cannot find.
 
         Returns:
@@ -195,12 +197,14 @@ class Trainer(TrainerFacts):
             raise InvalidValueError(
                 "path is None and the trainer has no chkpt_root; expected one of them. Pass a path."
             )
-        return self._run.write(self._loop.state, folder, name)
+        path = self._run.write(self._loop.state, folder, name)
+        self._run.finish_saving()
+        return path
 
     def request_stop(self, reason: str = "interrupted") -> None:
         """End the running fit after its current update, with a last checkpoint."""
-        if self._loop is not None and self._loop.stop is None:
-            self._loop.stop = reason
+        if self._loop is not None:
+            self._loop.calls.ask(reason)
 
     def create_dataloader(self, dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> tuple[Any, Any]:
         """Return this backend's loader and sampler; the data module asks for it."""
@@ -233,12 +237,18 @@ class Trainer(TrainerFacts):
         self.error, self.stop_reason, self._begun = None, None, False
         self._fitted, self._is_between_steps = None, False
         with ExitStack() as stack:
+            calls = self._open_calls()
+            saving = self._open_saving(calls)
+            stack.enter_context(self._listening(calls, saving))
             window = stack.enter_context(self._session(model, datamodule, fast_init=False))
             folder = self._folder(model)
+            self._lock(folder, stack)
+            stack.enter_context(saving)
+            stack.enter_context(fail_together(self._parts.world))
             checkpoint = act_in_turn(self._parts.world, lambda: find_checkpoint(folder, resume), "reading checkpoints")
             if checkpoint is not None:
                 datamodule.load_state_dict(checkpoint.tree["datamodule"])
-            run, source = self._make_run(model, datamodule, window, folder)
+            run, source = self._make_run(model, datamodule, window, folder, saving)
             check_facts({} if checkpoint is None else checkpoint.tree["facts"], run.facts, allow_changes)
             self._check_processes(run, checkpoint)
             if init_from is not None and checkpoint is None:
@@ -247,14 +257,14 @@ class Trainer(TrainerFacts):
             # However much the initialization drew, training begins at the same point of the streams.
             self._parts.randomness.seed(derive(self.random_seed, "steps", self.rank))
             begin = self._begin_source(source, checkpoint, allow_changes)
-            self._run, self._loop = run, Loop(self._plan, begin, source, run, stop=run.stop_of(checkpoint))
+            calls.stop = run.stop_of(checkpoint)
+            loop = Loop(plan=self._plan, state=begin, source=source, work=run, calls=calls)
+            loop.chunk_size = self._parts.steps_per_execution
+            loop.is_pending = checkpoint is not None and checkpoint.tree.get("pending", False)
+            self._run, self._loop = run, loop
             source.follow(lambda: self.state.position)
-            self._loop.chunk_size = self._parts.steps_per_execution
-            if self._parts.world.size == 1:
-                # One of several that stopped by itself would leave the others waiting; it dies, and they notice.
-                stack.enter_context(stop_on_signals(self.request_stop))
             table = hook_table(self._plugin_list(), model)
-            events = self._loop.run()
+            events = loop.run()
             # The start is the same in every process, so the hooks of this moment come before the checkpoint's state.
             with run.starting():
                 tell(table, next(events, None))
@@ -267,15 +277,50 @@ class Trainer(TrainerFacts):
             reporting = self._report(run, source, checkpoint, begin, stack)
             checkpoint = None  # its arrays are as large as the model's
             table = reporting.listening(table, begin)
-            self._loop.wanted = frozenset(table) | frozenset(wanted)
+            loop.wanted = frozenset(table) | frozenset(wanted)
             self._begun = True
             for event in events:
                 for hook in table.get(type(event), ()):
                     hook(*event)
                 yield event
             run.end()
-            self.stop_reason, self._fitted, self._is_between_steps = self._loop.reason, model, True
-            reporting.conclude(self._loop.reason, begin, self._loop.state)
+            saving.finish()
+            self.stop_reason, self._fitted, self._is_between_steps = loop.reason, model, True
+            reporting.conclude(loop.reason, begin, loop.state)
+
+    def _open_calls(self) -> Calls:
+        """Return where wishes of this run are brought."""
+        self._num_runs += 1
+        world = self._parts.world
+        # One clock for all: they differ.
+        seconds = self._options.chkpt_every_seconds if world.rank == 0 else None
+        return Calls(world.meeting, save_every=seconds, number=self._num_runs)
+
+    def _open_saving(self, calls: Calls) -> Saving:
+        """Return what writes the checkpoints of this run."""
+        return Saving(
+            self._parts.world,
+            self._parts.arrays,
+            in_background=self._options.chkpt_in_background,
+            on_failure=lambda: calls.ask(FAILED),
+        )
+
+    def _lock(self, folder: CheckpointFolder | None, stack: ExitStack) -> None:
+        """Keep other runs out of the folder until this one has ended.
+
+        Raises:
+            RunLockedError: another run is in it.
+        """
+        if folder is not None:
+            let_first_act(self._parts.world, lambda: stack.enter_context(RunLock(folder.path)), "locking the run")
+
+    def _listening(self, calls: Calls, saving: Saving) -> AbstractContextManager[None]:
+        return stop_on_signals(
+            calls,
+            deadline=self._options.stop_deadline,
+            is_alone=not self.is_distributed,
+            is_saving=lambda: saving.is_busy,
+        )
 
     @staticmethod
     def _begin_source(
@@ -294,14 +339,9 @@ class Trainer(TrainerFacts):
         """Refuse processes that would part on the way.
 
         Raises:
-            InvalidValueError: they have other arguments, data or checkpoints, or ask for saves by the clock.
+            InvalidValueError: they have other arguments, data or checkpoints.
         """
         options, world = self._options, self._parts.world
-        if world.size > 1 and options.chkpt_every_seconds is not None:
-            raise InvalidValueError(
-                f"chkpt_every_seconds is {options.chkpt_every_seconds} and {world.size} processes train together, "
-                "whose clocks differ; expected None. Use chkpt_every_iterations."
-            )
         facts = {name: getattr(options, name) for name in _AGREED}
         facts["steps_per_execution"] = self._parts.steps_per_execution
         facts["chkpt_root"] = options.chkpt_root is not None
@@ -309,7 +349,12 @@ class Trainer(TrainerFacts):
         check_agreement(world, {**facts, **run.facts, **run.setting})
 
     def _make_run(
-        self, model: Model, datamodule: DataModule, window: Window, folder: CheckpointFolder | None
+        self,
+        model: Model,
+        datamodule: DataModule,
+        window: Window,
+        folder: CheckpointFolder | None,
+        saving: Saving,
     ) -> tuple[Run, AnySource]:
         """Return a run and the data that it trains on."""
         plan = self._plan
@@ -331,6 +376,7 @@ class Trainer(TrainerFacts):
             facts=self._facts(model, datamodule, source),
             setting={"batch_size": source.shard.batch_size, "world_size": source.shard.world},
             folder=folder,
+            saving=saving,
             source=source,
             valid_source=valid,
             datamodule=datamodule,
@@ -372,7 +418,7 @@ class Trainer(TrainerFacts):
                 self._parts,
                 fast_init=fast_init,
                 is_ready=is_ready,
-            ) as window:
+            ) as window, fail_together(self._parts.world):
                 yield window
         finally:
             for source in self._sources:
@@ -417,6 +463,7 @@ class Trainer(TrainerFacts):
             "sampler_settings": sampler.settings,
             "order_version": sampler.order_version,
             "data_length": sampler.size,
+            "data_fingerprint": datamodule.train_fingerprint,
             "accumulation_steps": self._plan.accumulation_steps,
             **source.facts,
         }

@@ -15,12 +15,14 @@ from ._options import TrainerOptions
 from ._protocols import BackendParts, Placement
 from ._resume import CheckpointFolder
 from ._run import Run
+from ._saving import Saving
+from ._signals import PREEMPTED_CODE
 from ._source import AnySource
 from ._state import TrainingState
 
 __all__ = ["TrainerFacts"]
 
-_EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": 75, "interrupted": 130}
+_EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": PREEMPTED_CODE, "interrupted": 130}
 
 
 class TrainerFacts:
@@ -50,6 +52,8 @@ class TrainerFacts:
         self._run: Run | None = None
         self._loop: Loop | None = None
         self._sources: list[AnySource] = []
+        self._saving: Saving | None = None
+        self._num_runs = 0
         self._begun = False
         self._is_between_steps = False
         self.error: Exception | None = None
@@ -170,4 +174,5 @@ class TrainerFacts:
         if options.chkpt_root is None or options.dry_run:
             return None
         path = options.chkpt_root / model.save_name
-        return CheckpointFolder(path, self._name(model), options.chkpt_keep_last, self._parts.arrays)
+        retention = options.retention(model.monitor, model.monitor_mode)
+        return CheckpointFolder(path, self._name(model), retention, self._parts.arrays)

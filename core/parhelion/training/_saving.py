@@ -1,0 +1,173 @@
+"""How a run's checkpoints get to disk: copied aside in one go, written behind by every process that has a part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import attrs
+
+from parhelion.checkpoint import (
+    HostArray,
+    Hold,
+    Retention,
+    Saver,
+    ShardedArray,
+    begin_shared,
+    commit_shared,
+    flatten,
+    retain,
+    write_checkpoint,
+    write_shard,
+)
+
+from parhelion.errors import WorldError
+
+from ._protocols import World
+from ._together import let_first_act
+
+__all__ = ["Request", "Saving"]
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """One checkpoint that is to be written.
+
+    Attributes:
+        root: the folder that it goes into.
+        name: its own.
+        meta: what its manifest says of the run.
+        tree: everything that a resumed run needs.
+        retention: which older ones stay; None for all.
+        protect: names of older ones that stay whatever that says.
+    """
+
+    root: Path | str
+    name: str
+    meta: Mapping[str, Any]
+    tree: Any
+    retention: Retention | None = None
+    protect: Collection[str] = ()
+
+
+class Saving:
+    """Writes the checkpoints of one run, at most one at a time; every process has one.
+
+    Arrays that every process has whole are written by the first. Of those that are spread, each writes its parts, into
+    the same folder, where they meet: nothing is sent.
+
+    Args:
+        world: the processes that train together.
+        arrays: this framework's arrays in checkpoints.
+        in_background: whether training goes on meanwhile.
+        on_failure: called in whatever thread a save has failed, so that somebody looks.
+    """
+
+    def __init__(
+        self, world: World, arrays: Any, *, in_background: bool, on_failure: Callable[[], object] = lambda: None
+    ) -> None:
+        self._world, self._arrays, self._on_failure = world, arrays, on_failure
+        self._saver, self._hold = Saver(in_background=in_background), Hold()
+
+    def prepare(self, tree: Any) -> None:
+        """Make sure that a tree can be saved, and have the memory ready that its copy needs.
+
+        Raises:
+            UnsavableValueError: a value has no place in a checkpoint; names where it is.
+        """
+        _, arrays = flatten(tree, self._arrays)
+        if self._saver.in_background and self._writes(arrays):
+            self._hold.prepare(sum(map(_size, arrays.values())))
+
+    def start(self, request: Request) -> None:
+        """Copy the state of a request aside, and have it written.
+
+        Raises:
+            CheckpointError: the save before has failed, or this one has, where nothing goes on in the background.
+        """
+        self._saver.wait()  # what it has copied is free then
+        skeleton, arrays = flatten(request.tree, self._arrays)
+        world, root, name = self._world, request.root, request.name
+        spread = any(isinstance(array, ShardedArray) for array in arrays.values())
+        writers = [rank for rank, has_parts in enumerate(world.gather(spread)) if has_parts]
+        if not (writers and world.size > 1):
+            if world.rank == 0:
+                held = self._held(arrays)
+                self._write(request, lambda: write_checkpoint(root, name, skeleton, held, request.meta))
+            return
+        scratch = world.gather(next(iter(let_first_act(world, lambda: begin_shared(root, name), "saving")), None))[0]
+        held = self._held(arrays)
+        if world.rank == 0:
+            others = [rank for rank in writers if rank != 0]
+            self._write(
+                request,
+                lambda: commit_shared(scratch, name, skeleton, held, request.meta, others, check=self._check_others),
+            )
+        elif world.rank in writers:
+            self._saver.start(self._telling(lambda: write_shard(scratch, world.rank, held)))
+
+    def check(self) -> None:
+        """Raise CheckpointError if a save has failed behind."""
+        self._saver.check()
+
+    def finish(self) -> None:
+        """Return once the last save is durable, in every process.
+
+        Raises:
+            CheckpointError: it has failed.
+            WorldError: it has failed in another process.
+        """
+        self._saver.wait()
+        let_first_act(self._world, lambda: None, "saving a checkpoint")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is going on behind."""
+        return self._saver.is_busy
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._saver.__exit__(kind, error, at)
+        self._hold.close()
+
+    def _writes(self, arrays: Mapping[str, HostArray | ShardedArray]) -> bool:
+        return self._world.rank == 0 or any(isinstance(array, ShardedArray) for array in arrays.values())
+
+    def _held(self, arrays: Mapping[str, HostArray | ShardedArray]) -> Mapping[str, HostArray | ShardedArray]:
+        """Return the arrays as they stay, whatever training does to them meanwhile."""
+        return self._hold.copy(arrays) if self._saver.in_background else arrays
+
+    def _write(self, request: Request, write: Callable[[], object]) -> None:
+        def write_and_retain() -> None:
+            write()
+            if request.retention is not None:
+                retain(request.root, request.retention, [_join(request.root, name) for name in request.protect])
+
+        self._saver.start(self._telling(write_and_retain))
+
+    def _telling(self, write: Callable[[], object]) -> Callable[[], None]:
+        def act() -> None:
+            try:
+                write()
+            except BaseException:
+                self._on_failure()
+                raise
+
+        return act
+
+    def _check_others(self) -> None:
+        if self._world.failure is not None:
+            raise WorldError(f"another process has failed meanwhile: {self._world.failure}")
+
+
+def _join(root: Path | str, name: str) -> Path | str:
+    return root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}"
+
+
+def _size(array: HostArray | ShardedArray) -> int:
+    parts = [array] if isinstance(array, HostArray) else [part.array for part in array.parts]
+    return sum(part.data.size for part in parts)
