@@ -5,7 +5,15 @@ from ._arrays import HostArray as HostArray
 from ._arrays import Part as Part
 from ._arrays import ShardedArray as ShardedArray
 from ._arrays import dense_strides as dense_strides
+from ._background import Saver as Saver
+from ._hold import Hold as Hold
+from ._lock import RunLock as RunLock
 from ._names import checkpoint_name as checkpoint_name
+from ._pins import is_pinned as is_pinned
+from ._pins import pin as pin
+from ._pins import unpin as unpin
+from ._policy import Retention as Retention
+from ._policy import retain as retain
 from ._reader import Checkpoint as Checkpoint
 from ._reader import load_checkpoint as load_checkpoint
 from ._retention import CheckpointInfo as CheckpointInfo
