@@ -9,6 +9,7 @@ import numpy as np
 import parhelion as ph
 from parhelion.data import create_loader
 from parhelion.generators import PythonGenerators
+from parhelion.processes import World
 from parhelion.training import BackendParts, Model, Trainer, TrainerOptions
 
 
@@ -29,19 +30,6 @@ class Streams(PythonGenerators):
     """Python's and NumPy's generators."""
 
 
-class Alone:
-    """One process."""
-
-    rank = 0
-    local_rank = 0
-    size = 1
-
-    def barrier(self) -> None: ...
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-
 def parts(**changes: Any) -> BackendParts:
     return BackendParts(
         **{
@@ -50,7 +38,7 @@ def parts(**changes: Any) -> BackendParts:
             "gpu_ids": [],
             "placement": Here(),
             "randomness": Streams(),
-            "world": Alone(),
+            "world": World(),
             "arrays": None,
             "create_dataloader": create_loader,
             "describe": lambda: {"backend": "plain"},

@@ -109,6 +109,8 @@ class SlowDisk(ph.Plugin):
 
         os.fsync = fsync
 
+    def setup(self) -> None: ...
+
 
 def main() -> None:
     folder, place = Path(sys.argv[1]), sys.argv[2]

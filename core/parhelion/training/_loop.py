@@ -63,12 +63,13 @@ class Loop(Settling):
             try:
                 yield from self._epoch()
             except WaitEnded:  # no data came until there was no time left to wait for it
+                self.calls.hear(time.perf_counter())
                 self.reason = self.calls.stop
         if self.state.is_update:  # no checkpoint holds the gradients of half an accumulation group
             self.save(is_final=True)
         yield TrainingEnded()
 
-    def _epoch(self) -> Iterator[Event]:
+    def _epoch(self) -> Iterator[Event]:  # noqa: C901 - the loop, in one piece
         """Train to the end of the epoch, or of the run."""
         plan, work, calls, state, clock = self.plan, self.work, self.calls, self.state, time.perf_counter
         starts, ends, commits = (kind in self.wanted for kind in (BatchStarted, BatchEnded, StepCommitted))

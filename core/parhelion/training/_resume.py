@@ -170,11 +170,8 @@ class CheckpointFolder:
         # A fresh run beside an old one's checkpoints would resume from those next time.
         if list_checkpoints(self.path):
             target = _free(self.path.with_name(self.path.name + ".old"))
-            target.mkdir()
-            for child in self.path.iterdir():
-                if not child.name.startswith("."):  # the lock stays, which is this run's
-                    child.rename(target / child.name)
-            _log.warning("resume='never' and %s holds checkpoints; they are now in %s", self.path, target.name)
+            self.path.rename(target)
+            _log.warning("resume='never' and %s holds checkpoints; the folder is now %s", self.path, target.name)
 
 
 def _free(path: Path) -> Path:

@@ -315,9 +315,7 @@ class Run:
         was_validated = state.validation_cycles > 0 and state.running_iter == 0
         metrics = self.model.validated if was_validated else {}
         if self._saving is not None:
-            self._saving.start(
-                folder.request(state, self.snapshot(state), name=name, metrics=metrics, protect=kept)
-            )
+            self._saving.start(folder.request(state, self.snapshot(state), name=name, metrics=metrics, protect=kept))
         return folder.path / name
 
     def finish_saving(self) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
 from parhelion.checkpoint import (
-    HostArray,
     Hold,
+    HostArray,
     Retention,
     Saver,
     ShardedArray,
@@ -22,7 +22,6 @@ from parhelion.checkpoint import (
     write_checkpoint,
     write_shard,
 )
-
 from parhelion.errors import WorldError
 
 from ._protocols import World
@@ -127,7 +126,7 @@ class Saving:
         """Whether a save is going on behind."""
         return self._saver.is_busy
 
-    def __enter__(self) -> Saving:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

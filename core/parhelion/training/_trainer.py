@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ._resume import CheckpointFolder, check_facts, find_checkpoint, give_model,
 from ._run import Run
 from ._saving import Saving
 from ._session import session
-from ._signals import stop_on_signals
+from ._signals import SignalStop
 from ._source import AnySource, open_source
 from ._state import TrainingState
 from ._together import act_in_turn, check_agreement, fail_together, let_first_act
@@ -83,8 +83,8 @@ class Trainer(TrainerFacts):
             resume: "auto", "must", "never", or the path of a checkpoint.
             init_from: a checkpoint whose weights a fresh run begins with.
             allow_changes: facts of the checkpoint that may differ: "model", "random_seed", "data_seed", "sampler",
-                "sampler_settings", "order_version", "data_length", "data_fingerprint", "accumulation_steps"; "stream" also lets an epoch
-                begin again whose middle a stream cannot find.
+                "sampler_settings", "order_version", "data_length", "data_fingerprint", "accumulation_steps"; "stream"
+                also lets an epoch begin again whose middle a stream cannot find.
 
         Returns:
             True when the run is done: finished or stopped early, now or before.
@@ -309,13 +309,14 @@ class Trainer(TrainerFacts):
         """Keep other runs out of the folder until this one has ended.
 
         Raises:
-            RunLockedError: another run is in it.
+            CheckpointError: another run is in it; names its host and process.
         """
         if folder is not None:
             let_first_act(self._parts.world, lambda: stack.enter_context(RunLock(folder.path)), "locking the run")
 
-    def _listening(self, calls: Calls, saving: Saving) -> AbstractContextManager[None]:
-        return stop_on_signals(
+    def _listening(self, calls: Calls, saving: Saving) -> SignalStop:
+        """Return the context in which signals end the run."""
+        return SignalStop(
             calls,
             deadline=self._options.stop_deadline,
             is_alone=not self.is_distributed,
@@ -409,16 +410,19 @@ class Trainer(TrainerFacts):
         is_ready = fast_init and model is self._fitted
         self._model, self._datamodule = model, datamodule
         try:
-            with session(
-                self,
-                model,
-                datamodule,
-                self._plugins,
-                self._options,
-                self._parts,
-                fast_init=fast_init,
-                is_ready=is_ready,
-            ) as window, fail_together(self._parts.world):
+            with (
+                session(
+                    self,
+                    model,
+                    datamodule,
+                    self._plugins,
+                    self._options,
+                    self._parts,
+                    fast_init=fast_init,
+                    is_ready=is_ready,
+                ) as window,
+                fail_together(self._parts.world),
+            ):
                 yield window
         finally:
             for source in self._sources:

@@ -11,8 +11,9 @@ import pytest
 import parhelion as ph
 from parhelion.checkpoint import list_checkpoints, load_checkpoint
 from parhelion.errors import CheckpointMismatchError
+from parhelion.processes import World
 from parhelion.training import Model, Trainer, TrainerOptions
-from support.plain import Alone, Data, Descent, Streams, make_trainer, parts
+from support.plain import Data, Descent, Streams, make_trainer, parts
 
 
 class Parts(Model):
@@ -229,15 +230,12 @@ def test_switches_hold_in_a_fit_a_test_and_a_prediction_and_not_afterwards() -> 
 
 
 def test_every_rank_has_streams_of_its_own_and_the_first_writes_for_all(tmp_path) -> None:
-    class First(Alone):
-        size = 2
-
+    class Pair(World):
         def gather(self, value: Any) -> list[Any]:
             # All but the streams is the same in both.
             return [value, streams if isinstance(value, dict) and "random" in value else value]
 
-    class Second(First):
-        rank = 1
+        gather_to_first = gather
 
     def run(world: Any, root: Any) -> Any:
         options = TrainerOptions(total_steps=1, print_banner=False, chkpt_root=root)
@@ -247,17 +245,17 @@ def test_every_rank_has_streams_of_its_own_and_the_first_writes_for_all(tmp_path
         return model
 
     streams: Any = None
-    second = run(Second(), tmp_path / "second")
+    second = run(Pair(rank=1, size=2), tmp_path / "second")
     assert ph.find_last_checkpoint(tmp_path / "second" / "descent") is None
     streams = Streams().capture()
-    first = run(First(), tmp_path / "both")
+    first = run(Pair(size=2), tmp_path / "both")
     assert not np.array_equal(first.weights, second.weights)
     tree = load_checkpoint(ph.find_last_checkpoint(tmp_path / "both" / "descent")).tree
     assert set(tree["randomness"]) == {"0", "1"}
     assert np.array_equal(tree["randomness"]["1"]["random"][1], streams["random"][1])
     # What the second rank finds in there is its own.
     again = Trainer(
-        TrainerOptions(total_steps=1, print_banner=False, chkpt_root=tmp_path / "both"), parts(world=Second())
+        TrainerOptions(total_steps=1, print_banner=False, chkpt_root=tmp_path / "both"), parts(world=Pair(rank=1, size=2))
     )
     assert again.fit(Descent(), Data(is_distributed=False)), again.error
     assert np.array_equal(Streams().capture()["random"][1], streams["random"][1])

@@ -166,7 +166,7 @@ def test_a_step_that_never_ends_is_ended_at_the_deadline(tmp_path, oracle):
         process.popen.send_signal(signal.SIGTERM)
         assert process.end() == 75
         assert 0.9 < time.monotonic() - begin < 10
-    assert "does not come to the end of its step" in process.text
+    assert "has not come to the end of its step" in process.text
     assert list_checkpoints(tmp_path / "descent")[0].iteration == 3
     resume(tmp_path, oracle, oracle["order"][:3])
 

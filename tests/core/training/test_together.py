@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,8 @@ import attrs
 import pytest
 
 from parhelion.errors import InvalidValueError, WorldError
-from parhelion.training import Trainer, TrainerOptions
+from parhelion.processes import World
 from parhelion.training._together import act_in_turn, check_agreement, let_first_act
-from support.plain import Alone, Data, Descent, parts
 
 SECONDS = 10
 
@@ -107,29 +105,10 @@ def test_facts_that_differ_are_named_with_both_values_everywhere() -> None:
     assert in_all(lambda world: check_agreement(world, {"seed": 1})) == [None] * 3
 
 
-class Pair(Alone):
+class Pair(World):
     """A world of two, of which the other does what this one does."""
 
     size = 2
 
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
-
-
-@pytest.mark.parametrize("world", [Alone(), Pair()])
-def test_one_of_several_does_not_stop_by_itself_at_a_signal(world) -> None:
-    class Watchful(Descent):
-        def train_step(self, batch: Any, state: Any) -> Any:
-            seen.append(signal.getsignal(signal.SIGTERM))
-            return super().train_step(batch, state)
-
-    seen: list[Any] = []
-    trainer = Trainer(TrainerOptions(total_steps=1, print_banner=False), parts(world=world))
-    assert trainer.fit(Watchful(), Data(is_distributed=False)), trainer.error
-    assert (seen[0] == signal.getsignal(signal.SIGTERM)) == (world.size == 2)
-
-
-def test_checkpoints_by_the_clock_need_one_process() -> None:
-    trainer = Trainer(TrainerOptions(total_steps=1, chkpt_every_seconds=9), parts(world=Pair()))
-    with pytest.raises(InvalidValueError, match=r"chkpt_every_seconds is 9 and 2 processes train together, whose"):
-        trainer.fit(Descent(), Data(is_distributed=False))

@@ -273,9 +273,19 @@ def test_no_steps_trains_nothing_and_says_so(caplog) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "reason", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "preempted", 75)]
+    ("number", "at_terminal", "reason", "code"),
+    [
+        (signal.SIGINT, True, "interrupted", 130),
+        (signal.SIGINT, False, "preempted", 75),
+        (signal.SIGTERM, True, "preempted", 75),
+        (signal.SIGUSR1, False, "preempted", 75),
+    ],
 )
-def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(tmp_path, number, reason, code) -> None:
+def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(
+    tmp_path, monkeypatch, number, at_terminal, reason, code
+) -> None:
+    monkeypatch.setattr("parhelion.training._signals._is_at_terminal", lambda: at_terminal)
+
     class Struck(Descent):
         def train_step(self, batch, state):
             if state.global_iteration == 3:
