@@ -31,4 +31,3 @@ from ._types import value_types as value_types
 from ._writer import save_checkpoint as save_checkpoint
 from ._writer import write_checkpoint as write_checkpoint
 
-begin_shared = commit_shared = write_shard = None  # TEMPORARY

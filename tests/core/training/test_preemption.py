@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ class Process:
     def wait_for(self, line: str) -> None:
         for said in self.popen.stdout or ():
             self.lines.append(said)
-            if said.strip() == line:
+            if line in said:  # other processes write there, too
                 return
         raise AssertionError(f"it ended before it said {line!r}: {''.join(self.lines)}")
 
@@ -62,9 +63,13 @@ def started(root: Path, place: str, **options: Any) -> Iterator[Process]:
         start_new_session=True,
         text=True,
     )
+    # Whatever it waits for, the test does not wait for ever.
+    watchdog = threading.Timer(SECONDS, popen.kill)
+    watchdog.start()
     try:
         yield Process(popen)
     finally:
+        watchdog.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         popen.communicate()
