@@ -138,6 +138,10 @@ class StreamSource:
         """Return how many batches an epoch has; None where it ends with the data."""
         return self._limit if self.size is None else self.shard.num_batches(self.size)
 
+    def count_own(self, offset: int, span: BatchSpan) -> int:
+        """Return how many records this rank has of a batch: ranks that share a stream have full ones only."""
+        return span.num_records // self.shard.world
+
     def count_records(self, state: TrainingState) -> int:
         """Return about how many records the run has trained on: as if every batch had been full."""
         return state.global_iteration * self.shard.global_batch
