@@ -64,12 +64,11 @@ class Source:
         self.sampler = sampler
         self._accumulation_steps = accumulation_steps
         shard = sampler.shard
-        if self._ready is not None:
-            if sampler.batch_size != 1:
-                raise InvalidValueError(
-                    f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since "
-                    "its records are whole batches."
-                )
+        if self._ready is not None and sampler.batch_size != 1:
+            raise InvalidValueError(
+                f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since its "
+                "records are whole batches."
+            )
         self.shard = shard
         self.size = sampler.size
         if limit_batches is not None:

@@ -209,12 +209,12 @@ def _num_bytes(arrays: tuple[Any, ...]) -> int:
 
 
 def _encoded(total: Any) -> Any:
-    return copy.copy(total) if isinstance(total, (int, np.ndarray)) else total.encoded()
+    return total.encoded() if hasattr(total, "encoded") else copy.copy(total)
 
 
 def _decoded(zero: Any, saved: Any) -> Any:
+    if hasattr(zero, "decoded"):
+        return zero.decoded(saved)
     if isinstance(zero, int):
         return int(saved)
-    if isinstance(zero, np.ndarray):
-        return np.array(saved, np.int64).reshape(zero.shape)
-    return zero.decoded(saved)
+    return np.array(saved, np.int64).reshape(zero.shape)

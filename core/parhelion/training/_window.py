@@ -205,9 +205,7 @@ def _merge(states: Sequence[Mapping[str, Any]]) -> dict[str, _Entry]:
     """Return the entries of all ranks, in rank order, from their states."""
     merged: dict[str, _Entry] = {}
     for state in states:
-        for name, (reduce, terms, weight) in state.items():
-            # One float in releases that added one by one.
-            terms = [*terms] if isinstance(terms, Sequence) else [terms]
+        for name, (reduce, total, weight) in state.items():
             entry = merged.setdefault(name, _Entry(reduce, [], 0))
             if entry.reduce != reduce:
                 raise InvalidValueError(
@@ -215,7 +213,8 @@ def _merge(states: Sequence[Mapping[str, Any]]) -> dict[str, _Entry]:
                     "same in every process that logs it."
                 )
             if reduce != "last" or not entry.terms:
-                entry.terms += terms
+                # Before sums were exact they were one float.
+                entry.terms += total if isinstance(total, Sequence) else [total]
                 entry.weight += weight
     for entry in merged.values():
         entry.settle()
