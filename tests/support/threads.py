@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import attrs
 
-from parhelion.data import create_loader
+from parhelion.data import DataLoaderParams, DatasetSplit, create_loader
 from parhelion.errors import WorldError
 from parhelion.training import BackendParts
 from support.plain import parts
@@ -124,6 +123,12 @@ class Untouched:
 
 
 def rank_parts(world: Threads, **changes: Any) -> BackendParts:
-    """Return a backend of NumPy alone on one rank, where each computes on its own."""
-    create = partial(create_loader, rank=world.rank, world=world.size)
+    """Return a backend of NumPy alone on one rank, where each computes on its own unless ``changes`` say otherwise."""
+    whole_tail = changes.get("computes_as_one", False)
+
+    def create(dataset: Any, split: DatasetSplit, params: DataLoaderParams) -> tuple[Any, Any]:
+        if params.is_distributed is None:
+            params = attrs.evolve(params, is_distributed=world.size > 1)
+        return create_loader(dataset, split, params, rank=world.rank, world=world.size, whole_tail=whole_tail)
+
     return parts(**{"world": world, "randomness": Untouched(), "create_dataloader": create, **changes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
 from typing import Any, Final
@@ -19,6 +20,7 @@ __all__ = ["evaluate"]
 
 
 _OVER: Final = object()
+_log = logging.getLogger("parhelion")
 
 
 def evaluate(
@@ -116,3 +118,8 @@ def _check_shared(source: AnySource, world: World) -> None:
             f"and its sampler has {shard.tail}; expected {Tail.MASK}, so that each record counts once. Leave the "
             "sampler's shard to create_dataloader, or call sampler.reshard(Shard(..., tail=Tail.MASK))."
         )
+    if shard.world == 1 and not source.is_own and world.rank == 0:
+        _log.warning(
+            "the evaluation split is not shared by the %d ranks, so each evaluates all of it, and sums and counts add "
+            "up; leave is_distributed out of its params to have each record evaluated once", world.size,
+        )  # fmt: skip

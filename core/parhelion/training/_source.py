@@ -34,6 +34,9 @@ class Source:
         aside: returns the context that iterations are opened in; one that puts random streams back, since a resumed run
             opens one more (torch's own loader draws a number each time).
 
+    Attributes:
+        is_own: whether ranks that do not share the split bring batches of their own, rather than the same records.
+
     Raises:
         InvalidTypeError: ``loader`` is not iterable, or ``sampler`` is no resumable sampler.
         InvalidValueError: not a single batch can be made.
@@ -70,6 +73,7 @@ class Source:
                 "records are whole batches."
             )
         self.shard = shard
+        self.is_own = self._ready is not None
         self.size = sampler.size
         if limit_batches is not None:
             self.size = min(self.size, limit_batches * shard.global_batch)

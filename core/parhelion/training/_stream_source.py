@@ -49,6 +49,7 @@ class StreamSource:
         self.loader, self.sampler = loader, cursor
         self.shard = cursor.shard
         self._steps, self._limit, self._aside = accumulation_steps, limit_batches, aside
+        self.is_own = True  # see Source
         self.size = cursor.size
         if self.size is not None and limit_batches is not None:
             self.size = min(self.size, limit_batches * self.shard.global_batch)
