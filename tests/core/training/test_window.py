@@ -98,7 +98,7 @@ def test_the_guard_looks_at_the_latest_after_a_thousand_values() -> None:
         window.add(1.0)
 
 
-# -- over ranks: each is a thread ---------------------------------------------------------------------------------------
+# -- over ranks: each is a thread ------------------------------------------------------------------------------------
 
 ENTRIES = st.tuples(st.integers(0, 7), st.floats(-1e12, 1e12), st.integers(1, 1000))
 
