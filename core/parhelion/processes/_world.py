@@ -65,14 +65,6 @@ class World:
         """
         return self._call(_GATHER, value)
 
-    @property
-    def failure(self) -> str | None:
-        """What ended another process, if something has."""
-        return None
-
-    def fail(self, text: str) -> None:
-        """Tell the others that this process ends by an error, with its traceback; they end, too."""
-
     def gather_to_first(self, value: Any) -> list[Any]:
         """Return what :meth:`gather` does in the first process, and an empty list in the others, which do not wait."""
         return self._call(_GATHER_TO_FIRST, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import attrs
 
@@ -100,8 +100,16 @@ class World(Protocol):
         """Return what :meth:`gather` does in the first process, and an empty list in the others."""
         ...
 
+    def about(self, topic: str) -> Self:
+        """Return this world with calls of its own, which other calls do not get in the way of."""
+        ...
+
     def fail(self, text: str) -> None:
         """Tell the others that this process ends by an error, with its traceback; they end, too."""
+        ...
+
+    def close(self, timeout: float = ...) -> None:
+        """Part from the others."""
         ...
 
     @property

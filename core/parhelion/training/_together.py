@@ -5,6 +5,7 @@ One that is left alone in a computation over all of them would wait there withou
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from ._protocols import World
 __all__ = ["act_in_turn", "check_agreement", "fail_together", "let_first_act"]
 
 T = TypeVar("T")
+
+_REFUSAL_SECONDS = 5.0
+_PART_SECONDS = 2.0
 
 
 def act_in_turn(world: World, act: Callable[[], T], doing: str) -> T:
@@ -67,13 +71,32 @@ def check_agreement(world: World, facts: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def fail_together(world: World) -> Generator[None]:
-    """Tell the other processes when an error leaves the context, so that they end instead of waiting for this one."""
+def fail_together(world: World, has_begun: Callable[[], bool]) -> Generator[None]:
+    """Tell the other processes when an error leaves the context, so that they end instead of waiting for this one.
+
+    What is refused in all processes before anything has begun leaves them as they were: they can try something else.
+    """
     try:
         yield
     except Exception:
-        world.fail(traceback.format_exc())
+        if world.size > 1 and (has_begun() or not _is_refused_by_all(world)):
+            world.fail(traceback.format_exc())
+            world.close(_PART_SECONDS)  # this process may go on with something of its own
         raise
+
+
+def _is_refused_by_all(world: World) -> bool:
+    """Return whether every process comes here within a while."""
+    gives_up = threading.Timer(_REFUSAL_SECONDS, world.fail, ("an error in another process, before training began",))
+    gives_up.daemon = True
+    gives_up.start()
+    try:
+        world.about("refusal").gather(None)
+    except WorldError:
+        return False
+    finally:
+        gives_up.cancel()
+    return True
 
 
 def _try(act: Callable[[], T]) -> tuple[list[T], Exception | None]:

@@ -244,7 +244,7 @@ class Trainer(TrainerFacts):
             folder = self._folder(model)
             self._lock(folder, stack)
             stack.enter_context(saving)
-            stack.enter_context(fail_together(self._parts.world))
+            stack.enter_context(fail_together(self._parts.world, lambda: self._begun))
             checkpoint = act_in_turn(self._parts.world, lambda: find_checkpoint(folder, resume), "reading checkpoints")
             if checkpoint is not None:
                 datamodule.load_state_dict(checkpoint.tree["datamodule"])

@@ -14,6 +14,7 @@ import pytest
 from parhelion.checkpoint import HostArray
 from parhelion.data import create_loader
 from parhelion.errors import ContractError, InvalidTypeError, ResumeError
+from parhelion.processes import World
 from parhelion.testing import (
     ArraysContract,
     LoaderContract,
@@ -23,7 +24,7 @@ from parhelion.testing import (
     TrainerContract,
     WorldContract,
 )
-from support.plain import Alone, Streams
+from support.plain import Streams
 from support.plain_case import Net, PlainCase
 
 # -- a backend of a third party ---------------------------------------
@@ -83,7 +84,7 @@ class TestRandomness(RandomnessContract):
 
 class TestWorld(WorldContract):
     def make_world(self):
-        return Alone()
+        return World()
 
 
 class TestArrays(ArraysContract):
@@ -281,14 +282,14 @@ def test_randomness_that_loses_a_stream_goes_red(streams, test, message) -> None
     ],
 )
 def test_a_world_that_cannot_count_goes_red(numbers, message) -> None:
-    world = Alone()
+    world = World()
     vars(world).update(numbers)
     with pytest.raises(ContractError, match=message):
         changed(TestWorld, "make_world", world).test_ranks_count_from_zero()
 
 
 def test_a_world_that_gathers_nothing_goes_red() -> None:
-    world = Alone()
+    world = World()
     world.gather = lambda value: []
     with pytest.raises(ContractError, match=r"gather should return 1 values, one per rank, and returned \[\]"):
         changed(TestWorld, "make_world", world).test_gather_returns_what_every_rank_gave()

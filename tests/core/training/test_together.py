@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import attrs
 import pytest
 
 from parhelion.errors import InvalidValueError, WorldError
-from parhelion.processes import World
 from parhelion.training._together import act_in_turn, check_agreement, let_first_act
-
-SECONDS = 10
-
-
-@attrs.define
-class Threads:
-    """A world of threads."""
-
-    rank: int
-    size: int
-    table: list[Any]
-    turnstile: threading.Barrier
-    local_rank: int = 0
-
-    def barrier(self) -> None:
-        self.turnstile.wait(SECONDS)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.table[self.rank] = value
-        self.barrier()
-        every = list(self.table)
-        self.barrier()
-        return every
-
-
-def in_all(act: Callable[[Any], Any], size: int = 3) -> list[Any]:
-    """Return by rank what each has returned, or the error that it has raised."""
-    table, turnstile = [None] * size, threading.Barrier(size)
-
-    def one(rank: int) -> Any:
-        try:
-            return act(Threads(rank, size, table, turnstile))
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(one, range(size)))
+from support.threads import in_all
 
 
 def fail_in(rank: int) -> Callable[[Any], Any]:
@@ -103,12 +63,3 @@ def test_facts_that_differ_are_named_with_both_values_everywhere() -> None:
     message = "total_steps is 8 in process 2 and 7 in process 0; expected the same in every process"
     assert all(isinstance(each, InvalidValueError) and str(each).startswith(message) for each in errors)
     assert in_all(lambda world: check_agreement(world, {"seed": 1})) == [None] * 3
-
-
-class Pair(World):
-    """A world of two, of which the other does what this one does."""
-
-    size = 2
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value, value]
