@@ -26,6 +26,7 @@ class Table:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._topics: dict[str, Table] = {}
         self._changed = threading.Condition()
         self._rounds: list[dict[int, Any]] = []
         self._next = [0] * size
@@ -46,10 +47,20 @@ class Table:
                 raise WorldError(f"process {missing[0]} is {'gone' if settled else 'late'}; expected it to go along.")
             return [given[each] for each in range(self.size)]
 
+    def about(self, topic: str) -> Table:
+        """Return the table of a topic, at which the same ranks sit."""
+        with self._changed:
+            table = self._topics.setdefault(topic, Table(self.size))
+            table._gone |= self._gone
+            return table
+
     def leave(self, rank: int) -> None:
         with self._changed:
             self._gone.add(rank)
             self._changed.notify_all()
+            topics = [*self._topics.values()]
+        for table in topics:
+            table.leave(rank)
 
 
 @attrs.define
@@ -79,6 +90,7 @@ class Threads:
     table: Table
     meeting: ThreadMeeting
     local_rank: int = 0
+    failure: str | None = None
 
     def barrier(self) -> None:
         self.gather(None)
@@ -89,6 +101,16 @@ class Threads:
     def gather_to_first(self, value: Any) -> list[Any]:
         every = self.gather(value)
         return every if self.rank == 0 else []
+
+    def about(self, topic: str) -> Threads:
+        return attrs.evolve(self, table=self.table.about(topic))
+
+    def fail(self, text: str) -> None:
+        self.failure = text
+        self.table.leave(self.rank)
+
+    def close(self, timeout: float = 0.0) -> None:
+        self.table.leave(self.rank)
 
 
 def in_all(act: Callable[[Threads], Any], size: int = 3) -> list[Any]:

@@ -12,9 +12,11 @@ from ._names import checkpoint_name as checkpoint_name
 from ._pins import is_pinned as is_pinned
 from ._pins import pin as pin
 from ._pins import unpin as unpin
+from ._places import Place as Place
+from ._places import RemotePath as RemotePath
+from ._places import as_place as as_place
 from ._policy import Retention as Retention
 from ._policy import retain as retain
-from ._places import RemotePath as RemotePath
 from ._reader import Checkpoint as Checkpoint
 from ._reader import load_checkpoint as load_checkpoint
 from ._retention import CheckpointInfo as CheckpointInfo

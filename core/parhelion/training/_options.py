@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 
-from parhelion.checkpoint import Retention
+from parhelion.checkpoint import Place, RemotePath, Retention, as_place
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.seeds import check_seed, get_default_seed
 
@@ -20,13 +20,19 @@ from ._state import TrainingUnit
 __all__ = ["TrainerOptions"]
 
 
+def _place(value: str | os.PathLike[str] | RemotePath | None) -> Place | None:
+    if isinstance(value, str) and "://" in value:
+        return as_place(value)
+    return value if isinstance(value, RemotePath) else _path(value)
+
+
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
     # Anything else comes to the check that follows as it is.
     return Path(value) if isinstance(value, (str, os.PathLike)) else value
 
 
 def _check_folder(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is None:
+    if value is None or isinstance(value, RemotePath):
         return
     if not isinstance(value, Path):
         raise InvalidTypeError(f"{attribute.name} is {value!r}; expected the path of a folder, or None.")
@@ -81,7 +87,7 @@ class TrainerOptions:
     enable_tensorboard: bool = attrs.field(default=False, validator=_check_flag)
     enable_file_logging: bool = attrs.field(default=False, validator=_check_flag)
     enable_progress_bar: bool = attrs.field(default=False, validator=_check_flag)
-    chkpt_root: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
+    chkpt_root: Place | None = attrs.field(default=None, converter=_place, validator=_check_folder)
     log_path: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
     run_path: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)
     src_root: Path | None = attrs.field(default=None, converter=_path, validator=_check_folder)

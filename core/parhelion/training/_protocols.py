@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -184,7 +184,7 @@ class Work(Protocol):
         """Return the values since the last print."""
         ...
 
-    def validate(self, state: TrainingState) -> Iterator[Event]:
+    def validate(self, state: TrainingState) -> Generator[Event]:
         """Run the validation."""
         ...
 

@@ -13,6 +13,8 @@ import attrs
 from parhelion.checkpoint import (
     ArrayAdapter,
     Checkpoint,
+    Place,
+    RemotePath,
     Retention,
     checkpoint_name,
     list_checkpoints,
@@ -24,9 +26,11 @@ from parhelion.checkpoint import (
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
 from ._model import Model
+from ._protocols import World
 from ._saving import Request
 from ._state import TrainingState
 from ._stateful import entries
+from ._together import act_in_turn, let_first_act
 
 __all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "give_model", "give_weights", "load_run"]
 
@@ -88,15 +92,17 @@ class CheckpointFolder:
         run_name: how its checkpoints' names begin.
         retention: which are kept; None for all.
         arrays: this framework's arrays in checkpoints.
+        world: the processes that read and write them together.
     """
 
-    path: Path
+    path: Place
     run_name: str
     retention: Retention | None
     arrays: ArrayAdapter | None
+    world: World
 
     def find(self, resume: str | Path) -> Checkpoint | None:
-        """Return the verified checkpoint that the run goes on from, or None for a fresh run.
+        """Return the verified checkpoint that the run goes on from, or None for a fresh run; in all processes at once.
 
         Args:
             resume: "auto" for the newest good one if there is one, "must" to insist on it, "never" for a fresh run, or
@@ -106,11 +112,12 @@ class CheckpointFolder:
             InvalidValueError: "must", and there is none.
             CheckpointError: the named one is damaged or holds no run, or the newest was written by a newer format.
         """
-        remove_leftovers(self.path)
+        # The run's lock is held, so whatever is half made here belongs to nobody.
+        let_first_act(self.world, lambda: remove_leftovers(self.path, all_hosts=True), "tidying up")
         if resume == "never":
             return None
         if resume not in ("auto", "must"):
-            return _check_run(load_checkpoint(Path(resume), self.arrays))
+            return act_in_turn(self.world, lambda: self._load(resume), "reading a checkpoint")
         newest = self.newest()
         if newest is None and resume == "must":
             raise InvalidValueError(
@@ -128,8 +135,11 @@ class CheckpointFolder:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None."""
-        newest = load_newest(self.path, self.arrays)
+        newest = load_newest(self.path, self.arrays, readers=self.world)
         return None if newest is None else _check_run(newest)
+
+    def _load(self, path: str | Path) -> Checkpoint:
+        return _check_run(load_checkpoint(path, self.arrays, share=(self.world.rank, self.world.size)))
 
     def request(
         self, state: TrainingState, tree: Any, *, name: str, metrics: Mapping[str, float], protect: Collection[str]
@@ -166,7 +176,13 @@ class CheckpointFolder:
 
     def _set_aside_all(self) -> None:
         # A fresh run beside an old one's checkpoints would resume from those next time.
-        if list_checkpoints(self.path):
+        found = list_checkpoints(self.path)
+        if isinstance(self.path, RemotePath):  # where no folder can be renamed
+            for entry in found:
+                _log.warning(
+                    "resume='never' and there is the checkpoint %s; %s", entry.path.name, supersede(entry.path)
+                )
+        elif found:
             target = _free(self.path.with_name(self.path.name + ".old"))
             self.path.rename(target)
             _log.warning("resume='never' and %s holds checkpoints; the folder is now %s", self.path, target.name)

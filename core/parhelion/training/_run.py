@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from parhelion.checkpoint import Checkpoint
+from parhelion.checkpoint import Checkpoint, Place
 from parhelion.data import DataModule
 from parhelion.plugins import Plugin
 from parhelion.sampling import Position
@@ -200,7 +199,7 @@ class Run:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def validate(self, state: TrainingState) -> Iterator[Event]:
+    def validate(self, state: TrainingState) -> Generator[Event]:
         """Run the validation without moving the training's random streams."""
         self._window.fold()
         cycle = state.validation_cycles + 1
@@ -312,7 +311,7 @@ class Run:
         is_wanted: bool = self._parts.world.gather(self.model.should_save_checkpoint())[0]
         return is_wanted
 
-    def write(self, state: TrainingState, folder: CheckpointFolder, name: str | None = None) -> Path:
+    def write(self, state: TrainingState, folder: CheckpointFolder, name: str | None = None) -> Place:
         """Have a checkpoint written into a folder, under its usual name if none is given."""
         name = self._checkpoint_name(folder, state) if name is None else name
         kept = [] if self.best is None else [self.best]

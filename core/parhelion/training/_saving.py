@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ import attrs
 from parhelion.checkpoint import (
     Hold,
     HostArray,
+    Place,
     Retention,
     Saver,
     ShardedArray,
@@ -43,7 +43,7 @@ class Request:
         protect: names of older ones that stay whatever that says.
     """
 
-    root: Path | str
+    root: Place
     name: str
     meta: Mapping[str, Any]
     tree: Any
@@ -90,8 +90,7 @@ class Saving:
         skeleton, arrays = flatten(request.tree, self._arrays)
         world, root, name = self._world, request.root, request.name
         spread = any(isinstance(array, ShardedArray) for array in arrays.values())
-        writers = [rank for rank, has_parts in enumerate(world.gather(spread)) if has_parts]
-        if not (writers and world.size > 1):
+        if world.size == 1 or not any(world.gather(spread)):
             if world.rank == 0:
                 held = self._held(arrays)
                 self._write(request, lambda: write_checkpoint(root, name, skeleton, held, request.meta))
@@ -99,12 +98,11 @@ class Saving:
         scratch = world.gather(next(iter(let_first_act(world, lambda: begin_shared(root, name), "saving")), None))[0]
         held = self._held(arrays)
         if world.rank == 0:
-            others = [rank for rank in writers if rank != 0]
             self._write(
                 request,
-                lambda: commit_shared(scratch, name, skeleton, held, request.meta, others, check=self._check_others),
+                lambda: commit_shared(scratch, name, skeleton, held, request.meta, world.size, self._check_others),
             )
-        elif world.rank in writers:
+        else:
             self._saver.start(self._telling(lambda: write_shard(scratch, world.rank, held)))
 
     def check(self) -> None:
@@ -144,7 +142,7 @@ class Saving:
         def write_and_retain() -> None:
             write()
             if request.retention is not None:
-                retain(request.root, request.retention, [_join(request.root, name) for name in request.protect])
+                retain(request.root, request.retention, [request.root / name for name in request.protect])
 
         self._saver.start(self._telling(write_and_retain))
 
@@ -161,10 +159,6 @@ class Saving:
     def _check_others(self) -> None:
         if self._world.failure is not None:
             raise WorldError(f"another process has failed meanwhile: {self._world.failure}")
-
-
-def _join(root: Path | str, name: str) -> Path | str:
-    return root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}"
 
 
 def _size(array: HostArray | ShardedArray) -> int:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from parhelion.checkpoint import Checkpoint, RunLock
+from parhelion.checkpoint import Checkpoint, Place, RunLock, as_place
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
 from parhelion.errors import InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin
@@ -27,7 +27,7 @@ from ._session import session
 from ._signals import SignalStop
 from ._source import AnySource, open_source
 from ._state import TrainingState
-from ._together import act_in_turn, check_agreement, fail_together, let_first_act
+from ._together import check_agreement, fail_together, let_first_act
 from ._trainer_facts import TrainerFacts
 from ._window import Window
 
@@ -163,7 +163,7 @@ class Trainer(TrainerFacts):
             self._load_weights(model)
             return Run(model, self._plugin_list(), self._parts, seed=self.random_seed, window=window).predict(source)
 
-    def save_checkpoint(self, path: str | Path | None = None) -> Path:
+    def save_checkpoint(self, path: str | Path | None = None) -> Place:
         """Write a checkpoint of the committed state: after a fit, or between the steps of :meth:`steps`.
 
         Args:
@@ -191,15 +191,16 @@ class Trainer(TrainerFacts):
             )
         folder, name = self._folder(self._run.model), None
         if path is not None:
-            folder = CheckpointFolder(Path(path).parent, self._name(self._run.model), None, self._parts.arrays)
-            name = Path(path).name
+            place = as_place(path)
+            name, run_name, parts = place.name, self._name(self._run.model), self._parts
+            folder = CheckpointFolder(place.parent, run_name, None, parts.arrays, parts.world)
         if folder is None:
             raise InvalidValueError(
                 "path is None and the trainer has no chkpt_root; expected one of them. Pass a path."
             )
-        path = self._run.write(self._loop.state, folder, name)
+        written = self._run.write(self._loop.state, folder, name)
         self._run.finish_saving()
-        return path
+        return written
 
     def request_stop(self, reason: str = "interrupted") -> None:
         """End the running fit after its current update, with a last checkpoint."""
@@ -245,7 +246,7 @@ class Trainer(TrainerFacts):
             self._lock(folder, stack)
             stack.enter_context(saving)
             stack.enter_context(fail_together(self._parts.world, lambda: self._begun))
-            checkpoint = act_in_turn(self._parts.world, lambda: find_checkpoint(folder, resume), "reading checkpoints")
+            checkpoint = find_checkpoint(folder, resume)
             if checkpoint is not None:
                 datamodule.load_state_dict(checkpoint.tree["datamodule"])
             run, source = self._make_run(model, datamodule, window, folder, saving)
@@ -390,7 +391,8 @@ class Trainer(TrainerFacts):
     ) -> Reporting:
         """Say that the run begins; its rows go to the reporting that is returned."""
         model, folder = run.model, self._folder(run.model)
-        path = None if folder is None else folder.path
+        # A history is appended to row by row, which no object store does.
+        path = folder.path if folder is not None and isinstance(folder.path, Path) else None
         reporting = Reporting(self._options, self._plan, self._name(model), path, speaks=self.rank == 0)
         stack.callback(reporting.close)
         reporting.start(None if checkpoint is None else begin, source)
@@ -421,7 +423,7 @@ class Trainer(TrainerFacts):
                     fast_init=fast_init,
                     is_ready=is_ready,
                 ) as window,
-                fail_together(self._parts.world),
+                fail_together(self._parts.world, lambda: self._begun),
             ):
                 yield window
         finally:
@@ -450,7 +452,7 @@ class Trainer(TrainerFacts):
         if model is self._fitted:
             return
         folder = self._folder(model)
-        checkpoint = None if folder is None else act_in_turn(self._parts.world, folder.newest, "reading checkpoints")
+        checkpoint = None if folder is None else folder.newest()
         if checkpoint is None:
             model.load_for_testing()
         else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from parhelion.checkpoint import Place
 from parhelion.data import DataModule
 from parhelion.errors import ParhelionError
 from parhelion.plugins import PluginTable
@@ -159,7 +159,7 @@ class TrainerFacts:
         return _EXIT_CODES.get(self.stop_reason or "finished", 1)
 
     @property
-    def best_checkpoint(self) -> Path | None:
+    def best_checkpoint(self) -> Place | None:
         """The checkpoint with the best monitored value, if the model monitors one."""
         if self._run is None or self._run.best is None:
             return None
@@ -175,4 +175,4 @@ class TrainerFacts:
             return None
         path = options.chkpt_root / model.save_name
         retention = options.retention(model.monitor, model.monitor_mode)
-        return CheckpointFolder(path, self._name(model), retention, self._parts.arrays)
+        return CheckpointFolder(path, self._name(model), retention, self._parts.arrays, self._parts.world)

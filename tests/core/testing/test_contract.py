@@ -87,6 +87,13 @@ class TestWorld(WorldContract):
         return World()
 
 
+class Pliable(World):
+    """One process, whose attributes a test can spoil."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
 class TestArrays(ArraysContract):
     def make_arrays(self):
         return BeadArrays()
@@ -282,14 +289,15 @@ def test_randomness_that_loses_a_stream_goes_red(streams, test, message) -> None
     ],
 )
 def test_a_world_that_cannot_count_goes_red(numbers, message) -> None:
-    world = World()
-    vars(world).update(numbers)
+    world = Pliable()
+    for name, number in numbers.items():
+        setattr(world, name, number)
     with pytest.raises(ContractError, match=message):
         changed(TestWorld, "make_world", world).test_ranks_count_from_zero()
 
 
 def test_a_world_that_gathers_nothing_goes_red() -> None:
-    world = World()
+    world = Pliable()
     world.gather = lambda value: []
     with pytest.raises(ContractError, match=r"gather should return 1 values, one per rank, and returned \[\]"):
         changed(TestWorld, "make_world", world).test_gather_returns_what_every_rank_gave()

@@ -21,6 +21,12 @@ from support.judged import Cases, CasesData, Judge, expected, judge_on
 from support.threads import Threads, in_all, rank_parts
 
 
+@pytest.fixture(autouse=True)
+def ranks_that_notice_soon(monkeypatch) -> None:
+    """How long an error waits to see whether all have it."""
+    monkeypatch.setattr("parhelion.training._together._REFUSAL_SECONDS", 0.1)
+
+
 def assert_close(row: dict[str, float], size: int) -> None:
     wanted = {f"test_{name}": value for name, value in expected(size).items()}
     assert row.keys() == wanted.keys()

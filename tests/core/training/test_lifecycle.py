@@ -255,7 +255,8 @@ def test_every_rank_has_streams_of_its_own_and_the_first_writes_for_all(tmp_path
     assert np.array_equal(tree["randomness"]["1"]["random"][1], streams["random"][1])
     # What the second rank finds in there is its own.
     again = Trainer(
-        TrainerOptions(total_steps=1, print_banner=False, chkpt_root=tmp_path / "both"), parts(world=Pair(rank=1, size=2))
+        TrainerOptions(total_steps=1, print_banner=False, chkpt_root=tmp_path / "both"),
+        parts(world=Pair(rank=1, size=2)),
     )
     assert again.fit(Descent(), Data(is_distributed=False)), again.error
     assert np.array_equal(Streams().capture()["random"][1], streams["random"][1])
