@@ -75,7 +75,11 @@ def load_checkpoint(path: Where, adapter: ArrayAdapter | None = None, *, share: 
     """
     folder = as_place(path)
     _check_share(share)
-    if not store_of(folder).is_folder(folder):
+    try:
+        is_there = store_of(folder).is_folder(folder)
+    except OSError as error:
+        raise unreadable(folder, MANIFEST, error) from error
+    if not is_there:
         raise CheckpointError(
             f"checkpoint is {str(folder)!r}; expected an existing folder with {MANIFEST} in it. Check the "
             "path, or let find_last_checkpoint find one."
