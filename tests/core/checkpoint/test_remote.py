@@ -385,14 +385,15 @@ def waiting(function, condition):
 
 sent = []
 if moment == "in the arrays":
-    _remote._Upload.write = waiting(_remote._Upload.write, lambda *_: sent.append(1) or len(sent) == 5)
+    _remote._Upload.write = waiting(_remote._Upload.write, lambda *_: sent.append(1) or len(sent) == 4)
 if moment == "before the manifest":
     _remote.RemoteStore.put = waiting(_remote.RemoteStore.put, lambda _, folder, file, data: file == "manifest.json")
 if moment == "in a deletion":
     _remote._delete = waiting(_remote._delete, lambda folder, file: file.startswith("arrays"))
     delete_checkpoint(root + "/run_epoch_1_iter_2")
 meta = {"run_name": "run", "global_epoch": 1, "global_iteration": 3}
-save_checkpoint(root, sys.argv[1] and "run_epoch_1_iter_3", {"w": np.ones(20_000_000, np.uint8)}, meta)
+size = 11_000_000 if moment == "in the arrays" else 1000
+save_checkpoint(root, "run_epoch_1_iter_3", {"w": np.ones(size, np.uint8)}, meta)
 """
 
 
