@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, whatever happens while it is written."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from parhelion.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    remove_leftovers,
     save_checkpoint,
 )
 from parhelion.errors import CheckpointError
@@ -177,14 +179,30 @@ def test_a_damaged_checkpoint_of_that_name_is_replaced_too(tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from parhelion.checkpoint import prune, save_checkpoint
+from parhelion.checkpoint import (
+    HostArray, Part, ShardedArray, begin_shared, commit_shared, prune, save_checkpoint, write_shard
+)
 root, mode = sys.argv[1:]
 iteration = 0
+
+def share(name, meta, rank):
+    part = Part((25_000 * rank,), HostArray("int64", (25_000,), np.full(25_000, meta["global_iteration"]).view("u1")))
+    return {f"w{k}": ShardedArray("int64", (50_000,), (part,)) for k in range(4)}
+
+def save_shared(name, meta):
+    scratch = begin_shared(root, name)
+    write_shard(scratch, 1, share(name, meta, 1))
+    commit_shared(scratch, name, {f"w{k}": ["array", f"w{k}"] for k in range(4)}, share(name, meta, 0), meta, 2)
+
 while True:
     iteration += 1
     tree = {f"w{k}": np.full(50_000, iteration, np.int64) for k in range(4)}
     meta = {"run_name": "r", "global_epoch": 1, "global_iteration": iteration}
-    save_checkpoint(root, "same" if mode == "same" else f"r_epoch_1_iter_{iteration}", tree, meta)
+    name = "same" if mode.startswith("same") else f"r_epoch_1_iter_{iteration}"
+    if mode.endswith("shared"):
+        save_shared(name, meta)
+    else:
+        save_checkpoint(root, name, tree, meta)
     if mode == "prune":
         prune(root, 2)
     print(iteration, flush=True)
@@ -192,8 +210,8 @@ while True:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("mode", ["new", "prune", "same"])
-@pytest.mark.parametrize("attempt", range(6))
+@pytest.mark.parametrize("mode", ["new", "prune", "same", "shared", "same shared"])
+@pytest.mark.parametrize("attempt", range(5))
 def test_a_kill_at_any_moment_leaves_a_good_newest_checkpoint(tmp_path, caplog, mode, attempt):
     rng = np.random.default_rng([attempt, len(mode)])
     with subprocess.Popen(
@@ -217,3 +235,8 @@ def test_a_kill_at_any_moment_leaves_a_good_newest_checkpoint(tmp_path, caplog, 
     for info in list_checkpoints(tmp_path):
         load_checkpoint(info.path)
     assert caplog.records == []
+    remove_leftovers(tmp_path)
+    assert not any(path.name.startswith(".") for path in tmp_path.rglob("*"))
+    for info in list_checkpoints(tmp_path):
+        content = json.loads((info.path / "manifest.json").read_bytes())
+        assert {path.name for path in info.path.iterdir()} == {"manifest.json", *content["files"]}
