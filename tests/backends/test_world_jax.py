@@ -16,7 +16,7 @@ pytest.importorskip("parhelion_jax")
 import jax
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, WorldError
-from parhelion_jax.rendezvous import Address, is_listening, listen, report
+from parhelion_jax.rendezvous import Address, Met, is_listening, listen, report
 from parhelion_jax.world import connect, disconnect, discover_world
 from support import jax_child
 
@@ -180,8 +180,8 @@ def test_local_ranks_count_processes_of_one_machine(monkeypatch) -> None:
 
     with ThreadPoolExecutor() as threads:
         others = list(map(lambda rank: threads.submit(come, rank), (3, 1, 4, 2)))  # noqa: C417 - as threads.map would
-        assert listen(address, 5, 5) == 0
-        assert [each.result(10) for each in others] == [1, 0, 2, 1]
+        assert listen(address, 5, 5).local_rank == 0
+        assert [each.result(10).local_rank for each in others] == [1, 0, 2, 1]
 
 
 def test_who_says_nothing_sensible_is_left_alone(monkeypatch) -> None:
@@ -192,8 +192,8 @@ def test_who_says_nothing_sensible_is_left_alone(monkeypatch) -> None:
         for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", json.dumps({"rank": 1}).encode() + b"\n", b"x" * 20_000):
             with socket.create_connection((address.host, address.port)) as connection:
                 connection.sendall(nonsense)
-        assert report(address, 2, 1, 5) == 1
-        assert first.result(10) == 0
+        assert report(address, 2, 1, 5) == Met(address, 1)
+        assert first.result(10) == Met(address, 0)
 
 
 @pytest.mark.parametrize("answer", [b"", b"hello\n", b"[]\n", b"{}\n"])
