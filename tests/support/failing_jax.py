@@ -2,8 +2,8 @@
 
     python failing_jax.py ADDRESS PROCESSES RANK VICTIM HOW OTHERS GRACE
 
-HOW the victim fails: ``raise``, ``kill`` or ``hang`` (it tells the others, and does not end). What the OTHERS do: ``wait`` in
-a computation of all, which nothing can interrupt; ``gather`` in the world; or ``sleep``. GRACE is in seconds.
+HOW the victim fails: ``raise``, ``kill`` or ``hang`` (it tells the others, and does not end). What the OTHERS do:
+``wait`` in a computation of all, which nothing can interrupt; ``gather`` in the world; or ``sleep``. GRACE is in seconds.
 """
 
 from __future__ import annotations

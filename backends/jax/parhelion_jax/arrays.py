@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import attrs
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.core import Tracer
 
-from parhelion.checkpoint import HostArray, Part, ShardedArray
+from parhelion.checkpoint import HostArray, Part, ShardedArray, StoredArray
 from parhelion.errors import CheckpointMismatchError, UnsavableValueError
 
 if TYPE_CHECKING:
@@ -112,28 +112,6 @@ class Arrays:
         if _count_processes() == 1:
             return self.decode(stored.read_all())
         return LazyArray(stored, _to_dtype(stored.dtype))
-
-
-class StoredArray(Protocol):
-    """An array of a checkpoint, of which any box can be read."""
-
-    @property
-    def dtype(self) -> str:
-        """The element type's name."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The size of every axis."""
-        ...
-
-    def read(self, start: tuple[int, ...], shape: tuple[int, ...]) -> HostArray:
-        """Return the box that begins at ``start``."""
-        ...
-
-    def read_all(self) -> HostArray:
-        """Return the whole."""
-        ...
 
 
 @attrs.frozen(eq=False)

@@ -16,7 +16,6 @@ from .rendezvous import Address, Met, is_listening, listen, report
 
 __all__ = ["World", "connect", "disconnect", "discover_world"]
 
-_LAUNCHED_LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _SPARE_PORTS = 16
 _jax: Any = jax  # it leaves some of it untyped
 _worlds: list[World] = []  # of this process: none, or the one in which it is connected
@@ -36,9 +35,9 @@ def discover_world() -> World:
     launched = find_launched(os.environ)
     if launched is not None and launched.size > 1:
         raise WorldError(
-            f"{launched.launcher} has started {launched.size} processes and this one is not connected to the others; "
-            "expected parhelion_jax.connect() to be called first. Call it before anything else uses jax, or start the "
-            "program without a launcher."
+            f"there are {launched.size} processes (says {launched.launcher}) and this one is not connected to the "
+            "others; expected parhelion_jax.connect() to be called first. Call it before anything else uses jax, or "
+            "start the program without a launcher."
         )
     return World()
 
@@ -132,11 +131,10 @@ def _place_of(launched: Launched) -> Address | None:
     """Return where the processes of a launcher meet; None if it does not say."""
     if launched.host is None or launched.port is None:
         return None
-    agent = os.environ.get("TORCHELASTIC_RUN_ID")
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
     run = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
     ports = [(launched.port + k - 1024) % (2**16 - 1024) + 1024 for k in range(_SPARE_PORTS + 1)]
-    if agent is not None:  # the port that it names is taken by itself
+    if launched.launcher == "torchrun":  # its own store has the port that it names
         return Address(launched.host, ports[1], tuple(ports[2:]), run)
     return Address(launched.host, ports[0], tuple(ports[1:]), run)
 
@@ -214,5 +212,5 @@ def _configure() -> None:
 
 
 def _find_local_rank() -> int:
-    launched = next((os.environ[name] for name in _LAUNCHED_LOCAL_RANKS if name in os.environ), "0")
-    return int(launched)
+    launched = find_launched(os.environ)
+    return 0 if launched is None else launched.local_rank
