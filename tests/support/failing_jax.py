@@ -2,8 +2,9 @@
 
     python failing_jax.py ADDRESS PROCESSES RANK VICTIM HOW OTHERS GRACE
 
-HOW the victim fails: ``raise``, ``kill`` or ``hang`` (it tells the others, and does not end). What the OTHERS do:
-``wait`` in a computation of all, which nothing can interrupt; ``gather`` in the world; or ``sleep``. GRACE is in seconds.
+HOW the victim fails: ``raise``, ``kill``, ``term`` (SIGTERM) or ``hang`` (it tells the others, and does not end). What
+the OTHERS do: ``wait`` in a computation of all, which nothing can interrupt; ``gather`` in the world; or ``sleep``.
+GRACE is in seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ FOR_EVER = 100.0
 def fail(how: str, world: parhelion_jax.world.World) -> None:
     if how == "raise":
         raise ValueError("the reason")
-    if how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if how in {"kill", "term"}:
+        os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGTERM)
+        time.sleep(FOR_EVER)
     world.fail("ValueError: the reason")
     time.sleep(FOR_EVER)
 
