@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 
 import parhelion_jax
 
 
 def main() -> None:
     world = parhelion_jax.connect()
-    facts = {"rank": world.rank, "local_rank": world.local_rank, "size": world.size}
-    again = parhelion_jax.world.discover_world()
-    same = again is world or world.size == 1
-    # jax would keep the system from ending a process by it.
-    default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    is_same = parhelion_jax.world.discover_world() is world
     gathered = world.gather(os.getpid())
-    print(json.dumps({**facts, "same": same, "default": default, "gathered": gathered, "pid": os.getpid()}), flush=True)
+    facts = {"rank": world.rank, "local_rank": world.local_rank, "size": world.size, "is_same": is_same}
+    print(json.dumps({**facts, "gathered": gathered, "pid": os.getpid()}), flush=True)
 
 
 if __name__ == "__main__":

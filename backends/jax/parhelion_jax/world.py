@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from .rendezvous import Address, Met, is_listening, listen, report
 
 __all__ = ["World", "connect", "disconnect", "discover_world"]
 
-_SPARE_PORTS = 16
+_NUM_PORTS, _FIRST_PORT = 17, 1024
+_NAMES_OF_A_RUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
 _jax: Any = jax  # it leaves some of it untyped
 _worlds: list[World] = []  # of this process: none, or the one in which it is connected
 
@@ -53,7 +55,8 @@ def connect(
 
     Call it in every process before anything else uses jax. Without arguments the launcher has said what they are:
     ``python -m parhelion.launch``, torchrun, SLURM, Open MPI and whatever sets torchrun's variables; else jax is asked
-    to find out, as on a TPU pod. A launcher's only process is a world of one.
+    to find out, as on a TPU pod. A launcher's only process is a world of one; several on one machine with GPUs take one
+    each, by their local ranks.
 
     From then on each process hears at once if another one ends by an exception, or is gone. What waits for others
     raises that, and a process that cannot be interrupted, in a computation that never ends, is ended after 10 s. jax's
@@ -79,11 +82,12 @@ def connect(
         return World()
     _configure()
     if launched is not None:
-        where, num_processes, process_id = _place_of(launched), launched.size, launched.rank
+        where, num_processes, process_id = place_of(launched, os.environ), launched.size, launched.rank
     if where is None or num_processes is None or process_id is None:
         _connect_launched(timeout)
         return discover_world()
-    met = _connect_at(where, num_processes, process_id, timeout)
+    devices = None if launched is None else own_devices(launched, os.environ)
+    met = _connect_at(where, num_processes, process_id, timeout, devices)
     _worlds.append(_join(met.local_rank, where.host))
     return _worlds[0]
 
@@ -107,7 +111,7 @@ def _join(local_rank: int, host: str | None) -> World:
     return world
 
 
-def _connect_at(where: Address, num_processes: int, process_id: int, timeout: float) -> Met:
+def _connect_at(where: Address, num_processes: int, process_id: int, timeout: float, devices: list[int] | None) -> Met:
     deadline = time.monotonic() + timeout
     if process_id == 0:
         met = listen(where, num_processes, timeout)
@@ -120,6 +124,7 @@ def _connect_at(where: Address, num_processes: int, process_id: int, timeout: fl
         str(met.address),
         num_processes,
         process_id,
+        devices,
         initialization_timeout=max(5, int(deadline - time.monotonic())),
         coordinator_bind_address=bind,
         cluster_detection_method="deactivate",
@@ -127,16 +132,31 @@ def _connect_at(where: Address, num_processes: int, process_id: int, timeout: fl
     return met
 
 
-def _place_of(launched: Launched) -> Address | None:
-    """Return where the processes of a launcher meet; None if it does not say."""
+def place_of(launched: Launched, environ: Mapping[str, str]) -> Address | None:
+    """Return where the processes of a launcher meet; None if it does not say.
+
+    The ports behind the one that it names are tried if that is taken, as by torchrun's own store.
+    """
     if launched.host is None or launched.port is None:
         return None
-    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
-    run = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-    ports = [(launched.port + k - 1024) % (2**16 - 1024) + 1024 for k in range(_SPARE_PORTS + 1)]
-    if launched.launcher == "torchrun":  # its own store has the port that it names
-        return Address(launched.host, ports[1], tuple(ports[2:]), run)
+    run = " ".join(f"{name}={environ[name]}" for name in _NAMES_OF_A_RUN if name in environ)
+    ports = [(launched.port + k - _FIRST_PORT) % (2**16 - _FIRST_PORT) + _FIRST_PORT for k in range(_NUM_PORTS)]
+    if launched.launcher == "torchrun":
+        ports = ports[1:]
     return Address(launched.host, ports[0], tuple(ports[1:]), run)
+
+
+def own_devices(launched: Launched, environ: Mapping[str, str]) -> list[int] | None:
+    """Return which GPUs a launcher's process takes, None for all that it sees; it says nothing of other devices.
+
+    One of several processes of a machine takes the one of its local rank, as jax itself has it with SLURM and Open MPI,
+    unless the launcher shows it one alone, or the user has chosen.
+    """
+    is_alone = launched.local_size == 1 or (launched.local_size is None and launched.launcher == "environment")
+    sees_one = "CUDA_VISIBLE_DEVICES" in environ and "," not in environ["CUDA_VISIBLE_DEVICES"]
+    if is_alone or sees_one or "JAX_LOCAL_DEVICE_IDS" in environ:
+        return None
+    return [launched.local_rank]
 
 
 def _connect_launched(timeout: float) -> None:
