@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +27,9 @@ from parhelion_jax import arrays  # noqa: E402
 from parhelion_jax.arrays import Arrays, LazyArray  # noqa: E402
 from parhelion_jax.model import Model  # noqa: E402
 from parhelion_jax.stateful import check_tree, give_tree  # noqa: E402
+from support import jax_child  # noqa: E402
 
+SCRIPT = Path(jax_child.__file__).with_name("sharded_jax.py")
 WHOLE = np.arange(48, dtype=np.float32).reshape(8, 6)
 
 
@@ -175,3 +179,59 @@ def test_any_box_is_the_slice_of_the_whole(shape: list[int], data: st.DataObject
     found = LazyArray(Stored(whole), whole.dtype).read(index)
     np.testing.assert_array_equal(found, whole[index])
     assert found.shape == whole[index].shape
+
+
+# -- in real processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return what two processes of two devices saved and opened, and what one of four opened; and the folder."""
+    folder = tmp_path_factory.mktemp("shards")
+    address = f"127.0.0.1:{jax_child.free_port()}"
+    two = [[SCRIPT, address, 2, rank, folder, "save", "train", "open", "go_on"] for rank in range(2)]
+    outputs = jax_child.run_children(two, devices=2, seconds=120)
+    outputs += jax_child.run_children([[SCRIPT, address, 1, 0, folder, "open", "go_on"]], devices=4, seconds=120)
+    return [json.loads(output.splitlines()[-1]) for output in outputs], folder
+
+
+@pytest.mark.processes
+def test_each_process_writes_its_own_elements_and_all_of_them_once(runs) -> None:
+    (one, two, _), _ = runs
+    sizes = {"rows": 4, "columns": 2, "both": 1, "all_in_rows": 4}
+    for name, size in sizes.items():
+        assert one["save"][f"state.{name}"] + two["save"][f"state.{name}"] == 24 * 12 * size
+    for each in (one, two):
+        assert each["save"]["state.rows"] == 24 * 12 * 4 // 2
+        assert each["save"]["state.keys"] == 12 * 2 * 4 // 2
+    # What is in the tree a second time, for another backend, is no second time in the file.
+    assert not [name for name in one["save"] if name.startswith("portable")]
+    assert not [name for name in one["train"] if name.startswith("portable")]
+    assert one["train"] == two["train"] == dict.fromkeys(
+        ["model.params.one", "model.optimizer['0/trace/one']"], 64 * 16 * 4 // 2
+    )  # fmt: skip
+
+
+@pytest.mark.processes
+def test_the_files_have_no_element_twice(runs) -> None:
+    path = runs[1] / "checkpoint"
+    files = [*path.glob("*.safetensors")]
+    assert len(files) == 2
+    whole = 24 * 12 * (4 + 2 + 1 + 4 + 4) + 12 * 2 * 4
+    assert whole < sum(each.stat().st_size for each in files) < whole + 8000
+
+
+@pytest.mark.processes
+def test_other_meshes_of_two_processes_read_what_they_need_and_get_the_same_bits(runs) -> None:
+    for each in runs[0][:2]:
+        assert each["open"] == {"4x1": 1.0, "2x2": 1.0, "1x4": 1.0}
+
+
+@pytest.mark.processes
+def test_one_process_of_one_three_or_four_devices_gets_the_same_bits(runs) -> None:
+    assert set(runs[0][2]["open"]) == {"1x1", "3x1", "4x1", "2x2", "1x4"}
+
+
+@pytest.mark.processes
+def test_training_goes_on_with_a_spread_model_over_another_mesh(runs) -> None:
+    assert [each["go_on"] for each in runs[0]] == [2, 2, 2]
