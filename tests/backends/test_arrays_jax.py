@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,14 +203,6 @@ def test_a_traced_value_is_refused_by_path():
 
     with pytest.raises(UnsavableValueError, match=r"^w is a traced value \(float32\); .*outside of jit"):
         jax.jit(save)(jnp.ones(2))
-
-
-def test_an_array_in_parts_on_several_processes_is_refused_by_path():
-    elsewhere = SimpleNamespace(
-        dtype=np.dtype("float32"), is_deleted=lambda: False, is_fully_addressable=False, is_fully_replicated=False
-    )
-    with pytest.raises(UnsavableValueError, match=r"^w is an array in parts on devices of several .*process_allgather"):
-        Arrays().encode(elsewhere, "w")
 
 
 def test_without_the_adapter_the_message_names_it():

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ pytest.importorskip("parhelion_jax")
 import jax
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, WorldError
-from parhelion_jax.rendezvous import Address, is_listening, listen, report
-from parhelion_jax.world import connect, disconnect, discover_world
+from parhelion.processes import Launched
+from parhelion_jax import world
+from parhelion_jax.rendezvous import Address, Met, is_listening, listen, report
+from parhelion_jax.world import connect, disconnect, discover_world, own_devices, place_of
 from support import jax_child
 
+LAUNCHED = Path(jax_child.__file__).with_name("launched_jax.py")
 FACTS = Path(jax_child.__file__).with_name("two_process_facts.py")
 
 
@@ -36,19 +40,57 @@ def test_in_both_of_two_processes(fact) -> None:
 
 def test_a_process_alone_is_a_world_of_one(monkeypatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    world = discover_world()
-    assert (world.rank, world.local_rank, world.size) == (0, 0, 1)
-    assert world.gather("mine") == ["mine"]
-    world.barrier()
+    alone = discover_world()
+    assert (alone.rank, alone.local_rank, alone.size) == (0, 0, 1)
+    assert alone.gather("mine") == ["mine"]
+    alone.barrier()
     disconnect()
     assert discover_world().size == 1
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_a_launcher_without_a_connection_is_refused(monkeypatch, name) -> None:
-    monkeypatch.setenv(name, "2")
-    with pytest.raises(WorldError, match=rf"{name} is 2 and this process is not connected .* parhelion_jax.connect"):
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+OPEN_MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in
+            {"RANK": "1", "LOCAL_RANK": "1", "SIZE": "2", "LOCAL_SIZE": "2"}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "launcher"), [(TORCHRUN, "environment"), (OPEN_MPI, "openmpi")])
+def test_a_launcher_without_a_connection_is_refused(monkeypatch, variables, launcher) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    message = rf"there are 2 processes \(says {launcher}\) and this one is not connected .* parhelion_jax.connect\(\)"
+    with pytest.raises(WorldError, match=message):
         discover_world()
+
+
+def test_a_launchers_only_process_is_a_world_of_one(monkeypatch) -> None:
+    for name, value in {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(world, "_check_unused", lambda: None)
+    assert connect().size == 1
+    assert discover_world().size == 1
+
+
+def test_where_processes_meet_follows_from_what_the_launcher_says() -> None:
+    say = partial(Launched, rank=1, local_rank=1, size=2, host="node")
+    environ = {"MASTER_PORT": "29500", "SLURM_JOB_ID": "7", "TORCHELASTIC_RESTART_COUNT": "3", "HOME": "/root"}
+    found = place_of(say(launcher="environment", port=29500), environ)
+    assert (found.host, found.port, found.spare) == ("node", 29500, tuple(range(29501, 29517)))
+    assert found.run == "TORCHELASTIC_RESTART_COUNT=3 SLURM_JOB_ID=7 MASTER_PORT=29500"
+    # torchrun's own store has the port that it names.
+    assert place_of(say(launcher="torchrun", port=29500), {}).choices[0].port == 29501
+    ports = [each.port for each in place_of(say(launcher="slurm", port=65530), {}).choices]
+    assert ports[:7] == [*range(65530, 65536), 1024]
+    assert place_of(say(launcher="openmpi", host=None), {}) is None
+
+
+def test_several_processes_of_a_machine_take_one_gpu_each() -> None:
+    say = partial(Launched, rank=3, local_rank=1, size=4)
+    assert own_devices(say(launcher="torchrun", local_size=2), {}) == [1]
+    assert own_devices(say(launcher="slurm"), {"CUDA_VISIBLE_DEVICES": "4,5"}) == [1]
+    assert own_devices(say(launcher="slurm"), {"CUDA_VISIBLE_DEVICES": "4"}) is None
+    assert own_devices(say(launcher="torchrun", local_size=2), {"JAX_LOCAL_DEVICE_IDS": "0"}) is None
+    assert own_devices(Launched(launcher="torchrun", rank=1, local_rank=0, size=2, local_size=1), {}) is None
+    assert own_devices(Launched(launcher="environment", rank=1, local_rank=0, size=2), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -90,6 +132,26 @@ def test_a_timeout_is_a_positive_number_of_seconds(timeout) -> None:
         connect("127.0.0.1:1", 2, 0, timeout=timeout)
     with pytest.raises(InvalidTypeError, match=r"timeout is '60'; expected seconds"):
         connect("127.0.0.1:1", 2, 0, timeout="60")
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+    "parhelion.launch": ["-m", "parhelion.launch", "-n", "2", "--no-prefix"],
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launchers_processes_connect_without_arguments_and_part_by_themselves(launcher) -> None:
+    if launcher == "torchrun":
+        pytest.importorskip("torch")
+    (output,) = jax_child.run_children([[*LAUNCHERS[launcher], LAUNCHED]], PYTHONWARNINGS="default")
+    found = sorted(
+        (json.loads(line) for line in output.splitlines() if line.startswith("{")), key=lambda each: each["rank"]
+    )
+    assert [(each["rank"], each["local_rank"], each["size"]) for each in found] == [(0, 0, 2), (1, 1, 2)]
+    pids = [each["pid"] for each in found]
+    assert all(each["gathered"] == pids and each["is_same"] for each in found)
 
 
 def test_jax_must_not_be_in_use_yet() -> None:
@@ -140,6 +202,36 @@ def test_a_port_that_is_taken_is_named() -> None:
             listen(address, 2, 1)
 
 
+def hang_up(server: socket.socket) -> None:
+    server.accept()[0].close()
+
+
+def test_processes_meet_at_the_first_port_that_is_free_and_join_no_other_run() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger, ThreadPoolExecutor() as threads:
+        taken, other, mine = stranger.getsockname()[1], jax_child.free_port(), jax_child.free_port()
+        threads.submit(hang_up, stranger)
+        another = threads.submit(listen, Address("127.0.0.1", other, run="other"), 2, 5)
+        assert is_listening(Address("127.0.0.1", other), 5)
+        address = Address("127.0.0.1", taken, (other, mine), "mine")
+        first = threads.submit(listen, address, 2, 5)
+        assert report(address, 2, 1, 5) == Met(address.choices[2], 1)
+        assert first.result(10) == Met(address.choices[2], 0)
+        assert report(Address("127.0.0.1", other, run="other"), 2, 1, 5).local_rank == 1
+        assert another.result(10).local_rank == 0
+
+
+def test_who_finds_no_free_port_or_nobody_is_told_all_of_them() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        taken = [each.getsockname()[1] for each in (one, two)]
+        message = rf"process 0 cannot listen at 127.0.0.1:{taken[0]} or {taken[1]} \(.*in use\)"
+        with pytest.raises(WorldError, match=message):
+            listen(Address("127.0.0.1", taken[0], (taken[1],)), 2, 1)
+    ports = jax_child.free_port(), jax_child.free_port()
+    message = rf"the coordinator at 127.0.0.1:{ports[0]} or {ports[1]} is not reached within 0.1 s"
+    with pytest.raises(WorldError, match=message):
+        report(Address("127.0.0.1", ports[0], (ports[1],)), 2, 1, 0.1)
+
+
 def test_processes_that_never_come_are_named_to_all_that_did() -> None:
     address = here()
     message = rf"processes \[2, 3\] have not reached {address} within 0.5 s; expected all of 4"
@@ -180,8 +272,8 @@ def test_local_ranks_count_processes_of_one_machine(monkeypatch) -> None:
 
     with ThreadPoolExecutor() as threads:
         others = list(map(lambda rank: threads.submit(come, rank), (3, 1, 4, 2)))  # noqa: C417 - as threads.map would
-        assert listen(address, 5, 5) == 0
-        assert [each.result(10) for each in others] == [1, 0, 2, 1]
+        assert listen(address, 5, 5).local_rank == 0
+        assert [each.result(10).local_rank for each in others] == [1, 0, 2, 1]
 
 
 def test_who_says_nothing_sensible_is_left_alone(monkeypatch) -> None:
@@ -192,8 +284,8 @@ def test_who_says_nothing_sensible_is_left_alone(monkeypatch) -> None:
         for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", json.dumps({"rank": 1}).encode() + b"\n", b"x" * 20_000):
             with socket.create_connection((address.host, address.port)) as connection:
                 connection.sendall(nonsense)
-        assert report(address, 2, 1, 5) == 1
-        assert first.result(10) == 0
+        assert report(address, 2, 1, 5) == Met(address, 1)
+        assert first.result(10) == Met(address, 0)
 
 
 @pytest.mark.parametrize("answer", [b"", b"hello\n", b"[]\n", b"{}\n"])

@@ -29,6 +29,7 @@ FILES = {
         "minibatches": "stateless loaders, as JAX's users know them",
         "narrowing": "jax has no 64-bit types unless asked, and may share a host array's memory",
         "order": "the order of the stateless loaders",
+        "parting": "jax waits for minutes at an end, or aborts the others",
         "prefetch": "maps over iterables of batches, as JAX's users know them",
         "records": "jax must be told which records are pytrees",
         "rendezvous": "jax ends a process that waits in vain for another one",

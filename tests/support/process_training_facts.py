@@ -118,7 +118,7 @@ class Split(Classifier):
         self.params["one"] = jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def fact_a_parameter_that_is_split_over_devices_is_saved_whole_and_goes_on_split() -> None:
+def fact_a_parameter_that_is_split_over_processes_is_saved_in_parts_and_goes_on_split() -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
     with shared_folder() as folder:
         whole, _ = train(Split("mlp"), Data(8), mesh=mesh, total_steps=2, chkpt_root=folder / "whole")

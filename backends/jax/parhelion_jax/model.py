@@ -13,6 +13,7 @@ from parhelion.seeds import derive
 from parhelion.training import Attributes, OnDevice
 from parhelion.training import Model as CoreModel
 
+from .arrays import LazyArray
 from .placement import Placement
 from .stateful import check_tree, count_elements, has_arrays, is_plain, put_tree, take_kinds, take_tree, weak_names
 
@@ -136,7 +137,9 @@ class Model(CoreModel):
 
     def put_value(self, present: Any, saved: Any) -> Any:
         """Return what an attribute becomes, given what it is (None if it had been replaced) and what it was."""
-        return saved.array if isinstance(saved, OnDevice) else super().put_value(present, saved)
+        if isinstance(saved, OnDevice):
+            return saved.array.whole() if isinstance(saved.array, LazyArray) else saved.array
+        return saved.whole() if isinstance(saved, LazyArray) else super().put_value(present, saved)
 
     def describe(self) -> Mapping[str, str]:
         """Return how many numbers the model's arrays hold, those of an optimizer too."""

@@ -12,6 +12,8 @@ import numpy as np
 from parhelion.errors import CheckpointMismatchError, InvalidValueError
 from parhelion.training import entries
 
+from .arrays import LazyArray
+
 __all__ = [
     "check_tree",
     "count_elements",
@@ -71,7 +73,7 @@ def take_kinds(tree: Any) -> dict[str, str]:
 
 
 def take_tree(tree: Any) -> dict[str, Any]:
-    """Return the arrays and numbers of a pytree by name; each is whole in this process.
+    """Return the arrays and numbers of a pytree by name, the live ones; nothing is gathered or copied.
 
     A random key becomes its data: the kind of key is the code's business.
 
@@ -189,19 +191,6 @@ def _is_key(leaf: Any) -> bool:
 def _taken(leaf: Any) -> Any:
     if _is_key(leaf):
         return _taken(_jax.random.key_data(leaf))
-    if _is(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        return _whole(leaf)
-    return leaf
-
-
-def _whole(leaf: Any) -> Any:
-    """Return an array that is spread over processes as one that every process has all of; all of them come here."""
-    kind: Any = _jax.sharding.PartitionSpec
-    everywhere = _jax.sharding.NamedSharding(leaf.sharding.mesh, kind())
-    return _jax.jit(_same, out_shardings=everywhere)(leaf)
-
-
-def _same(leaf: Any) -> Any:
     return leaf
 
 
@@ -214,11 +203,24 @@ def _given(leaf: Any, saved: Any) -> Any:
             # It goes on being computed with wherever the others are.
             return _jnp.array(np.asarray(saved, leaf.dtype), copy=True)
         # Over the host, so that the result is a buffer of its own, which may be donated, and on the same devices.
-        host = np.array(saved, leaf.dtype)
-        return _jax.make_array_from_callback(leaf.shape, leaf.sharding, host.__getitem__)
+        take = _take_boxes(saved, leaf.dtype) if _is(saved, LazyArray) else np.array(saved, leaf.dtype).__getitem__
+        return _jax.make_array_from_callback(leaf.shape, leaf.sharding, take)
     if _is(leaf, np.ndarray):
         return np.array(saved)
     return type(leaf)(saved)
+
+
+def _take_boxes(saved: LazyArray, dtype: Any) -> Callable[[tuple[slice, ...]], Any]:
+    """Return what reads one box of a saved array, however many devices are to have it."""
+    boxes: dict[str, Any] = {}
+
+    def take(index: tuple[slice, ...]) -> Any:
+        name = str(index)  # slices cannot be hashed
+        if name not in boxes:
+            boxes[name] = saved.read(index).astype(dtype, copy=False)
+        return boxes[name]
+
+    return take
 
 
 def _weakened(array: Any) -> Any:

@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from parhelion import processes
 from parhelion.errors import InvalidTypeError, InvalidValueError, WorldError
+from parhelion.processes import Launched, World, find_launched
 
-from .rendezvous import Address, is_listening, listen, report
+from .parting import leave, look_after, open_channel
+from .rendezvous import Address, Met, is_listening, listen, report
 
 __all__ = ["World", "connect", "disconnect", "discover_world"]
 
-_LAUNCHED_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
-_LAUNCHED_LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+_NUM_PORTS, _FIRST_PORT = 17, 1024
+_NAMES_OF_A_RUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
 _jax: Any = jax  # it leaves some of it untyped
-_local_rank: dict[str, int] = {}  # jax has one connection per process and does not know it
-
-
-class World(processes.World):
-    """The processes that train together, which jax has connected."""
-
-    def barrier(self) -> None:
-        """Return when every process has come here."""
-        if self.size > 1:
-            from jax.experimental.multihost_utils import sync_global_devices  # noqa: PLC0415 - as below
-
-            sync_global_devices("parhelion")
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return what every process gives here, by rank; whatever can be pickled."""
-        if self.size == 1:
-            return [value]
-        content = np.frombuffer(pickle.dumps(value), np.uint8)
-        sizes = _gather_arrays(np.int32(content.size))
-        # Rounded up, since each length is compiled.
-        padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
-        padded[: content.size] = content
-        contents = _gather_arrays(padded)
-        return [
-            pickle.loads(each[:size].tobytes())  # noqa: S301 - it comes from this very program, in another process
-            for each, size in zip(contents, sizes, strict=True)
-        ]
-
-    def gather_to_first(self, value: Any) -> list[Any]:
-        """Return what :meth:`gather` does in the first process, and an empty list in the others."""
-        gathered = self.gather(value)
-        return gathered if self.rank == 0 else []
-
-
-def _gather_arrays(array: Any) -> Any:
-    from jax.experimental.multihost_utils import process_allgather  # noqa: PLC0415 - most runs have one process
-
-    return np.asarray(process_allgather(array)).reshape(_jax.process_count(), *array.shape)
+_worlds: list[World] = []  # of this process: none, or the one in which it is connected
 
 
 def discover_world() -> World:
@@ -68,14 +31,16 @@ def discover_world() -> World:
             data and overwrite the others' checkpoints.
     """
     if jax.distributed.is_initialized():
-        return World(_jax.process_index(), _find_local_rank(), _jax.process_count())
-    for name in _LAUNCHED_SIZES:
-        size = os.environ.get(name, "1")
-        if size != "1":
-            raise WorldError(
-                f"{name} is {size} and this process is not connected to others; expected parhelion_jax.connect to be "
-                "called first. Call it before anything else uses jax, or start the program without a launcher."
-            )
+        if not _worlds:  # the user has called jax's own function
+            _worlds.append(_join(_find_local_rank(), None))
+        return _worlds[0]
+    launched = find_launched(os.environ)
+    if launched is not None and launched.size > 1:
+        raise WorldError(
+            f"there are {launched.size} processes (says {launched.launcher}) and this one is not connected to the "
+            "others; expected parhelion_jax.connect() to be called first. Call it before anything else uses jax, or "
+            "start the program without a launcher."
+        )
     return World()
 
 
@@ -88,8 +53,14 @@ def connect(
 ) -> World:
     """Connect this process to the others that train with it, and return their world.
 
-    Call it in every process before anything else uses jax. Without arguments it is asked of the launcher (SLURM, Open
-    MPI, a TPU pod) what they are.
+    Call it in every process before anything else uses jax. Without arguments the launcher has said what they are:
+    ``python -m parhelion.launch``, torchrun, SLURM, Open MPI and whatever sets torchrun's variables; else jax is asked
+    to find out, as on a TPU pod. A launcher's only process is a world of one; several on one machine with GPUs take one
+    each, by their local ranks.
+
+    From then on each process hears at once if another one ends by an exception, or is gone. What waits for others
+    raises that, and a process that cannot be interrupted, in a computation that never ends, is ended after 10 s. jax's
+    own handler of SIGTERM, which keeps a process from ending, is left out.
 
     Args:
         address: "host:port" at which process 0 can be reached by all; a free port of its machine.
@@ -106,35 +77,86 @@ def connect(
     _check_timeout(timeout)
     where = _check_arguments(address, num_processes, process_id)
     _check_unused()
-    _use_gloo()
-    deadline = time.monotonic() + timeout
+    launched = find_launched(os.environ) if where is None else None
+    if launched is not None and launched.size == 1:
+        return World()
+    _configure()
+    if launched is not None:
+        where, num_processes, process_id = place_of(launched, os.environ), launched.size, launched.rank
     if where is None or num_processes is None or process_id is None:
         _connect_launched(timeout)
         return discover_world()
+    devices = None if launched is None else own_devices(launched, os.environ)
+    met = _connect_at(where, num_processes, process_id, timeout, devices)
+    _worlds.append(_join(met.local_rank, where.host))
+    return _worlds[0]
+
+
+def disconnect() -> None:
+    """Wait for the other processes, and part from them; without a connection do nothing.
+
+    A program that ends does it by itself.
+
+    Raises:
+        WorldError: one of them has failed.
+    """
+    if jax.distributed.is_initialized():
+        leave(discover_world())
+    _worlds.clear()
+
+
+def _join(local_rank: int, host: str | None) -> World:
+    world = open_channel(_jax.process_index(), local_rank, _jax.process_count(), host)
+    look_after(world)
+    return world
+
+
+def _connect_at(where: Address, num_processes: int, process_id: int, timeout: float, devices: list[int] | None) -> Met:
+    deadline = time.monotonic() + timeout
     if process_id == 0:
-        _local_rank["local_rank"] = listen(where, num_processes, timeout)
+        met = listen(where, num_processes, timeout)
     else:
-        _local_rank["local_rank"] = report(where, num_processes, process_id, timeout)
+        met = report(where, num_processes, process_id, timeout)
         # jax asks again after a second if its coordinator is not there at once.
-        is_listening(where, max(deadline - time.monotonic(), 1))
-    bind = f"{where.bind_host or '[::]'}:{where.port}".replace("::1:", "[::1]:")
+        is_listening(met.address, max(deadline - time.monotonic(), 1))
+    bind = f"{where.bind_host or '[::]'}:{met.address.port}".replace("::1:", "[::1]:")
     jax.distributed.initialize(
-        str(where),
+        str(met.address),
         num_processes,
         process_id,
+        devices,
         initialization_timeout=max(5, int(deadline - time.monotonic())),
         coordinator_bind_address=bind,
         cluster_detection_method="deactivate",
     )
-    return discover_world()
+    return met
 
 
-def disconnect() -> None:
-    """Wait for the other processes, and part from them; without a connection do nothing."""
-    if jax.distributed.is_initialized():
-        discover_world().barrier()
-        _jax.distributed.shutdown()
-        _local_rank.clear()
+def place_of(launched: Launched, environ: Mapping[str, str]) -> Address | None:
+    """Return where the processes of a launcher meet; None if it does not say.
+
+    The ports behind the one that it names are tried if that is taken, as by torchrun's own store.
+    """
+    if launched.host is None or launched.port is None:
+        return None
+    run = " ".join(f"{name}={environ[name]}" for name in _NAMES_OF_A_RUN if name in environ)
+    ports = [(launched.port + k - _FIRST_PORT) % (2**16 - _FIRST_PORT) + _FIRST_PORT for k in range(_NUM_PORTS)]
+    if launched.launcher == "torchrun":
+        ports = ports[1:]
+    return Address(launched.host, ports[0], tuple(ports[1:]), run)
+
+
+def own_devices(launched: Launched, environ: Mapping[str, str]) -> list[int] | None:
+    """Return which GPUs a launcher's process takes, None for all that it sees; it says nothing of other devices.
+
+    One of several processes of a machine takes the one of its local rank, as jax itself has it with SLURM and Open MPI,
+    unless the launcher shows it one alone, or the user has chosen.
+    """
+    is_alone = launched.local_size == 1 or (launched.local_size is None and launched.launcher == "environment")
+    sees_one = "CUDA_VISIBLE_DEVICES" in environ and "," not in environ["CUDA_VISIBLE_DEVICES"]
+    if is_alone or sees_one or "JAX_LOCAL_DEVICE_IDS" in environ:
+        return None
+    return [launched.local_rank]
 
 
 def _connect_launched(timeout: float) -> None:
@@ -142,8 +164,8 @@ def _connect_launched(timeout: float) -> None:
         jax.distributed.initialize(initialization_timeout=max(1, int(timeout)))
     except (ValueError, RuntimeError) as error:
         raise WorldError(
-            f"no launcher says which processes there are ({error}); expected the environment of one that jax knows. "
-            "Pass address, num_processes and process_id."
+            f"no launcher says which processes there are ({error}); expected the environment of one that is known. "
+            "Start the program with python -m parhelion.launch, or pass address, num_processes and process_id."
         ) from error
 
 
@@ -200,12 +222,15 @@ def _check_unused() -> None:
         )
 
 
-def _use_gloo() -> None:
+def _configure() -> None:
     # Only for the CPU; older releases of jax have no collectives there unless asked.
     if _jax.config.jax_cpu_collectives_implementation in {None, "", "none"}:
         _jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM for itself: neither the trainer nor the system could end a process by it.
+    if hasattr(_jax.config, "jax_enable_preemption_service"):
+        _jax.config.update("jax_enable_preemption_service", False)
 
 
 def _find_local_rank() -> int:
-    launched = next((os.environ[name] for name in _LAUNCHED_LOCAL_RANKS if name in os.environ), "0")
-    return _local_rank.get("local_rank", int(launched))
+    launched = find_launched(os.environ)
+    return 0 if launched is None else launched.local_rank

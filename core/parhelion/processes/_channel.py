@@ -43,10 +43,11 @@ class Channel:
         rank: this process.
         size: how many there are.
         grace: seconds that the main thread has to close this after another process has failed.
+        on_failure: is told what another process has failed with.
     """
 
-    def __init__(self, rank: int, size: int, grace: float) -> None:
-        self._rank, self._grace, self._deadlines = rank, grace, Deadlines()
+    def __init__(self, rank: int, size: int, grace: float, on_failure: Callable[[str], None] | None = None) -> None:
+        self._rank, self._grace, self._deadlines, self._on_failure = rank, grace, Deadlines(), on_failure
         self.failure: str | None = None
         """What a process has failed with; None as long as none has."""
         self.member = Member(lambda tick, wish: self._post(("wish", tick, wish)), self._explain)
@@ -132,6 +133,11 @@ class Channel:
             yield number
         finally:
             turn.release()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether all others have parted from this process, or are gone; they need no other one than the first."""
+        return self._hub is None or self._hub.is_alone
 
     def fail(self, text: str) -> None:
         """Tell all that this process is about to end, and why; return when it has been sent."""
@@ -271,6 +277,8 @@ class Channel:
 
     def _fail(self, text: str) -> None:
         if self._accept_failure(text):
+            if self._on_failure is not None:
+                self._on_failure(text)
             reason = (
                 f"process {self._rank} ends, as another one failed and this one has not ended within "
                 f"{self._grace:g} s: {text}"

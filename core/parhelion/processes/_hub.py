@@ -67,6 +67,11 @@ class Hub:
         """The ranks that have not said hello."""
         return [rank for rank in range(self._size) if rank not in self._names]
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether all other processes have parted or are gone."""
+        return not set(range(1, self._size)) - self._lost - self._parted.keys()
+
     def receive(self, rank: int, message: Message) -> None:
         """Act on what a process says."""
         kind, *content = message
@@ -147,8 +152,7 @@ class Hub:
 
     def _end_if_alone(self) -> None:
         """Let this process end once nobody needs it any more."""
-        others = set(range(1, self._size)) - self._lost - self._parted.keys()
-        if self._is_closing and (self._has_failed or not others):
+        if self._is_closing and (self._has_failed or self.is_alone):
             self._send((0,), ("bye",))
 
     def _name(self, rank: int) -> str:

@@ -31,6 +31,7 @@ def open_world(
     host: str | None = None,
     timeout: float = 60.0,
     grace: float = 10.0,
+    on_failure: Callable[[str], None] | None = None,
 ) -> World:
     """Connect this process to the others, and return their world. All of them call it.
 
@@ -43,6 +44,8 @@ def open_world(
             loopback device. None for the names that its machine has for itself.
         timeout: seconds to wait for the others.
         grace: seconds that this process has to close its world after another one has failed.
+        on_failure: is told at once what another process has failed with, by the thread that talks to the others, for
+            which it must not wait for anything.
 
     Raises:
         InvalidValueError: the numbers do not fit together.
@@ -55,7 +58,7 @@ def open_world(
     if size == 1:
         return World(rank, local_rank, size)
     end = _open_gate(share, size, host) if rank == 0 else _find_gate(share, rank, timeout)
-    channel = Channel(rank, size, grace)
+    channel = Channel(rank, size, grace, on_failure)
     place = f"host {socket.gethostname()}, pid {os.getpid()}"
     channel.start(end, ("hello", size, place), timeout if rank == 0 else timeout + _LONGER)
     return World(rank, local_rank, size, channel.member, channel=channel)

@@ -79,6 +79,11 @@ class World:
         """What one of the processes has failed with, for any thread to read; None while all is well."""
         return None if self._channel is None else self._channel.failure
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody is left who may need this process: in the first, all others have parted or are gone."""
+        return self._channel is None or self._channel.is_alone
+
     def fail(self, text: str) -> None:
         """Tell all that this process is about to end by an error, and return when that has been sent.
 
