@@ -132,9 +132,13 @@ def test_the_context_waits_and_raises():
 
 
 def test_a_failed_save_does_not_hide_the_error_that_ends_training(caplog):
-    with pytest.raises(ZeroDivisionError, match="of the training"), Saver() as saver:
-        saver.start(lambda: fail(ValueError("of the save")))
-        raise ZeroDivisionError("of the training")
+    def train():
+        with Saver() as saver:
+            saver.start(lambda: fail(ValueError("of the save")))
+            raise ZeroDivisionError("of the training")
+
+    with pytest.raises(ZeroDivisionError, match="of the training"):
+        train()
     assert "ValueError: of the save" in caplog.text
 
 
@@ -166,8 +170,8 @@ def test_where_there_are_no_threads_the_save_is_done_at_once(monkeypatch):
 
 def run_script(body, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(body), *map(str, arguments)],
-        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", textwrap.dedent(body), *map(str, arguments)], capture_output=True, text=True, timeout=60,
+        check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parhelion.checkpoint import HostArray, Hold, Part, ShardedArray, _hold, flatten, load_checkpoint, write_checkpoint
+from parhelion.checkpoint import Hold, HostArray, Part, ShardedArray, _hold, flatten, load_checkpoint, write_checkpoint
 from parhelion.errors import CheckpointError, InvalidValueError
 
 META = {"run_name": "run", "global_epoch": 1, "global_iteration": 1}

@@ -1,5 +1,6 @@
 """One run folder, one process."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -84,10 +84,8 @@ def holder(tmp_path):
 
     yield start
     for process in started:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.communicate()
 
 
@@ -255,13 +253,16 @@ def test_without_locks_a_dead_holder_is_taken_over(tmp_path, no_flock, changes, 
 
 def test_a_holder_that_was_taken_for_dead_learns_that_it_is_not_alone(tmp_path, no_flock):
     with RunLock(tmp_path / "run", **QUICK) as lock:
-        left_by(lock_of(tmp_path / "run"), pid=1, token="another")
-        deadline = time.monotonic() + 10
-        with pytest.raises(CheckpointError, match="was taken over by another process while this one stood still"):
+        left_by(lock_of(tmp_path / "run"), pid=1, since="later")
+
+        def check_until(deadline):
             while time.monotonic() < deadline:
                 lock.check()
                 time.sleep(0.01)
-    assert b"another" in lock_of(tmp_path / "run").read_bytes()
+
+        with pytest.raises(CheckpointError, match="was taken over by another process while this one stood still"):
+            check_until(time.monotonic() + 10)
+    assert b"later" in lock_of(tmp_path / "run").read_bytes()
 
 
 # -- in a store -------------------------------------------------------------------------------------------------------
@@ -329,3 +330,12 @@ def test_a_folder_that_cannot_be_locked_is_an_error_that_says_why(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match=r"cannot be locked \(.*\); expected a writable folder around it"):
         RunLock(tmp_path / "file" / "run").acquire()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"pid": 3}'])
+def test_an_entry_that_says_nothing_is_given_its_time_and_then_taken_over(tmp_path, no_flock, text):
+    lock_of(tmp_path / "run").write_bytes(text)
+    begin = time.monotonic()
+    with RunLock(tmp_path / "run", **QUICK):
+        assert time.monotonic() - begin >= 0.3
+    assert list(tmp_path.iterdir()) == []

@@ -210,9 +210,7 @@ def test_only_a_checkpoint_is_pinned(tmp_path):
 def test_keeping_one_keeps_the_old_one_when_the_new_one_fails(tmp_path):
     old = save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="w is a function"):
-        save_checkpoint(
-            tmp_path, "new", {"w": print}, {"run_name": "run", "global_epoch": 1, "global_iteration": 2}
-        )
+        save_checkpoint(tmp_path, "new", {"w": print}, {"run_name": "run", "global_epoch": 1, "global_iteration": 2})
     assert retain(tmp_path, Retention(last=1)) == []
     assert load_newest(tmp_path).path == old
 
