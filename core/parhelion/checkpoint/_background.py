@@ -31,9 +31,14 @@ class _Write:
     def __init__(self, write: Callable[[], object]) -> None:
         self._write = write
         self._failures: list[BaseException] = []
-        self.is_done = False
+        # An interrupted join() of Python 3.11 takes a thread that runs for one that has ended.
+        self._done = threading.Event()
         # Not what it would inherit from a daemon: the interpreter would not wait for it.
         self._thread = threading.Thread(target=self._run, name="parhelion-save", daemon=False)
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
 
     def begin(self) -> None:
         self._thread.start()
@@ -46,7 +51,7 @@ class _Write:
         finally:
             # What was written need not stay in memory until the next save.
             del self._write
-            self.is_done = True
+            self._done.set()
 
     def wait(self, timeout: float | None) -> bool:
         deadline = time.monotonic() + _LONG_WAIT
@@ -55,8 +60,7 @@ class _Write:
             if time.monotonic() > deadline:
                 return True
             time.sleep(0.001)
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._done.wait(timeout)
 
     def take_failure(self) -> BaseException | None:
         """Return what ended the save, to whoever asks first."""

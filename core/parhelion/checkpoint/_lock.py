@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from parhelion.errors import CheckpointError, InvalidValueError
 
 from ._holders import Holder
-from ._lock_files import FileMark, FlockedFile, Mark, NoLocksError, StoreMark
+from ._lock_files import FileMark, FlockedFile, Mark, StoreMark, has_locks
 from ._pins import is_remote
 
 if TYPE_CHECKING:
@@ -134,10 +134,9 @@ class RunLock:
         folder = Path(self._folder).absolute()
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.parent / f".{folder.name}.lock"
-        try:
+        if has_locks(file):
             return self._take_flock(FlockedFile(file), me)
-        except NoLocksError:
-            return self._take_mark(FileMark(file), me)
+        return self._take_mark(FileMark(file), me)
 
     def _take_flock(self, mark: FlockedFile, me: Holder) -> tuple[Mark, Holder | None]:
         if not mark.lock():
@@ -157,26 +156,27 @@ class RunLock:
         former = None
         while not mark.create(me):
             former = mark.read()
-            if former is None:
-                continue
-            if not former.is_dead(me):
+            if former is None or not former.is_dead(me):
                 self._refuse_living(mark, former, me)
             mark.remove(former)
         if not mark.is_settled():
             raise self._refusal(mark.read(), me)
         return mark, former
 
-    def _refuse_living(self, mark: Mark, former: Holder, me: Holder) -> None:
+    def _refuse_living(self, mark: Mark, former: Holder | None, me: Holder) -> None:
         """Watch a mark until its holder changes it, or has not for long enough; no two clocks are compared."""
         age, seen = mark.age(), mark.sign()
         deadline = time.monotonic() + self._stale_after - age
-        while time.monotonic() < deadline:
+        while seen is not None and time.monotonic() < deadline:
             time.sleep(self._beat / _POLLS_PER_BEAT)
-            if mark.sign() != seen:
+            former, sign = mark.read() or former, mark.sign()
+            if sign is None:
+                return  # it was released
+            if sign != seen:
                 raise self._refusal(former, me)
 
     def _refusal(self, holder: Holder | None, me: Holder) -> CheckpointError:
-        who = "another process, which has not yet written its name" if holder is None else str(holder)
+        who = "a process that has not written its name" if holder is None else str(holder)
         same = " (this process)" if holder is not None and holder.is_same_process(me) else ""
         return CheckpointError(
             f"run folder {self._folder} is in use by {who}{same}; expected one run at a time in it. Wait for that "

@@ -15,15 +15,27 @@ from ._pins import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FileMark", "FlockedFile", "Mark", "NoLocksError", "StoreMark"]
+__all__ = ["FileMark", "FlockedFile", "Mark", "StoreMark", "has_locks"]
 
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # Two that create at once, in a store that cannot refuse the second, have both written after this time.
 _SETTLING: Final = 1.0
 
 
-class NoLocksError(Exception):
-    """The file system has no locks."""
+def has_locks(file: Path) -> bool:
+    """Tell whether the kernel can lock files where ``file`` lies."""
+    probe = file.with_name(f"{file.name}.{os.urandom(8).hex()}")
+    descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    finally:
+        probe.unlink()
+        os.close(descriptor)
+    return True
 
 
 class Mark(Protocol):
@@ -69,11 +81,7 @@ class FlockedFile:
         self._descriptor = -1
 
     def lock(self) -> bool:
-        """Take the kernel's lock; return whether that was possible.
-
-        Raises:
-            NoLocksError: there are none here.
-        """
+        """Take the kernel's lock; return whether it was free."""
         while True:
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -81,8 +89,6 @@ class FlockedFile:
             except OSError as error:
                 # The entry of whoever holds it is read from the file.
                 self.forget()
-                if error.errno in _NO_LOCKS:
-                    raise NoLocksError from error
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     return False
                 raise
@@ -141,8 +147,8 @@ class _Entry:
             if self._is_ours():
                 self.delete()
 
-    def remove(self, former: Holder) -> None:
-        """Remove the entry of one that is dead, unless another has replaced it."""
+    def remove(self, former: Holder | None) -> None:
+        """Remove the entry of one that is dead, or that nobody can read, unless another has replaced it."""
         if self.read() == former:
             self.delete()
 

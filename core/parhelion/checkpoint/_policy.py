@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
 
@@ -85,8 +86,10 @@ class Retention:
         return [info for _, info in judged[: self.best]]
 
     def _value(self, info: CheckpointInfo) -> float | None:
-        metrics: dict[str, Any] = info.meta.get("metrics") or {}
-        value = metrics.get(str(self.metric))
+        metrics = info.meta.get("metrics")
+        if not isinstance(metrics, Mapping):
+            return None
+        value = cast("Mapping[str, object]", metrics).get(str(self.metric))
         return float(value) if isinstance(value, (int, float)) else None
 
     def _spaced(self, ordered: Sequence[CheckpointInfo]) -> Iterable[CheckpointInfo]:
