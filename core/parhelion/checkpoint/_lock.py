@@ -15,6 +15,7 @@ from parhelion.errors import CheckpointError, InvalidValueError
 from ._holders import Holder
 from ._lock_files import FileMark, FlockedFile, Mark, StoreMark, has_locks
 from ._pins import is_remote
+from ._places import Where, as_place
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,7 +49,7 @@ class RunLock:
         InvalidValueError: ``beat`` is not above 0, or ``stale_after`` is below three beats.
     """
 
-    def __init__(self, folder: Path | str, *, beat: float = 5.0, stale_after: float = 30.0) -> None:
+    def __init__(self, folder: Where, *, beat: float = 5.0, stale_after: float = 30.0) -> None:
         if beat <= 0 or stale_after < 3 * beat:
             raise InvalidValueError(
                 f"beat is {beat!r} and stale_after is {stale_after!r}; expected a beat above 0, and at least three of "
@@ -131,7 +132,7 @@ class RunLock:
         """Return the mark that says we hold it, and who held it and is gone."""
         if is_remote(self._folder):
             return self._take_mark(StoreMark(f"{str(self._folder).rstrip('/')}.lock"), me)
-        folder = Path(self._folder).absolute()
+        folder = Path(str(as_place(self._folder))).absolute()
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.parent / f".{folder.name}.lock"
         if has_locks(file):

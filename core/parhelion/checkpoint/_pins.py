@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from parhelion.errors import CheckpointError, MissingExtraError
 
-from ._format import MANIFEST
+from ._layout import MANIFEST
+from ._places import RemotePath, Where, as_place
 
 __all__ = ["is_pinned", "pin", "unpin"]
 
@@ -18,7 +19,7 @@ __all__ = ["is_pinned", "pin", "unpin"]
 _MARK: Final = "pinned"
 
 
-def pin(path: Path | str) -> None:
+def pin(path: Where) -> None:
     """Mark a checkpoint as one that stays, whatever the rules of retention say, until :func:`unpin`.
 
     Raises:
@@ -30,12 +31,12 @@ def pin(path: Path | str) -> None:
             files, place = open_store(f"{path}/{_MARK}")
             files.pipe_file(place, b"")
         else:
-            _touch(Path(path) / _MARK)
+            _touch(Path(str(path)) / _MARK)
     except OSError as error:
         raise _unmarkable(path, error) from error
 
 
-def unpin(path: Path | str) -> None:
+def unpin(path: Where) -> None:
     """Take the mark off a checkpoint; nothing happens to one that has none.
 
     Raises:
@@ -48,19 +49,19 @@ def unpin(path: Path | str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 files.rm_file(place)
         else:
-            (Path(path) / _MARK).unlink(missing_ok=True)
+            (Path(str(path)) / _MARK).unlink(missing_ok=True)
     except OSError as error:
         raise _unmarkable(path, error) from error
 
 
-def is_pinned(path: Path | str) -> bool:
+def is_pinned(path: Where) -> bool:
     """Tell whether a checkpoint is marked as one that stays."""
     return _exists(path, _MARK)
 
 
-def is_remote(path: Path | str) -> bool:
+def is_remote(path: Where) -> bool:
     """Tell whether ``path`` is a URL of a store that fsspec opens."""
-    return isinstance(path, str) and "://" in path
+    return isinstance(as_place(path), RemotePath)
 
 
 def open_store(url: str) -> tuple[Any, str]:
@@ -76,25 +77,25 @@ def open_store(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtraError(
             f"{url} is no local path, and using it needs fsspec, which is not installed, or a library that it names "
-            f"({error}). Install parhelion[streams], or use a local path."
+            f"({error}). Install parhelion[remote], or use a local path."
         ) from error
     return files, str(place)
 
 
-def _check_is_one(path: Path | str) -> None:
+def _check_is_one(path: Where) -> None:
     if not _exists(path, MANIFEST):
         raise CheckpointError(
-            f"{os.fspath(path)!r} holds no checkpoint; expected a folder with {MANIFEST} in it. Check the path."
+            f"{str(path)!r} holds no checkpoint; expected a folder with {MANIFEST} in it. Check the path."
         )
 
 
-def _exists(path: Path | str, name: str) -> bool:
+def _exists(path: Where, name: str) -> bool:
     if is_remote(path):
         files, place = open_store(f"{path}/{name}")
         # What another process has put there since must be seen.
         files.invalidate_cache()
         return bool(files.exists(place))
-    return (Path(path) / name).is_file()
+    return (Path(str(path)) / name).is_file()
 
 
 def _touch(file: Path) -> None:
@@ -107,7 +108,7 @@ def _touch(file: Path) -> None:
         os.close(folder)
 
 
-def _unmarkable(path: Path | str, error: OSError) -> CheckpointError:
+def _unmarkable(path: Where, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {path} cannot be marked ({error.strerror or error}); expected a writable folder. Check its "
         "permissions."
