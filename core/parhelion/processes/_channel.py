@@ -182,7 +182,8 @@ class Channel:
             self._end()
 
     def _end(self) -> None:
-        self._give_up(_CLOSED)
+        self._over = self.failure or _CLOSED
+        self._give_up(self._over)
         # Whoever posts after this sees that it has ended.
         self._has_ended = True
         deadline = time.monotonic() + _LAST_SECONDS

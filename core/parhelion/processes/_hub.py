@@ -49,6 +49,7 @@ class Hub:
         self._convener = Convener(size, lambda message: send(range(size), message))
         self._calls: dict[tuple[str, int], _Call] = {}
         self._names: dict[int, str] = {}
+        self._sizes: dict[int, int] = {}
         self._parted: dict[int, str] = {}
         self._lost: set[int] = set()
         self._has_failed = False
@@ -78,14 +79,15 @@ class Hub:
         self._acts[kind](rank, *content)
 
     def _on_hello(self, rank: int, size: int, place: str) -> None:
-        self._names[rank] = f"process {rank} ({place})"
-        if size != self._size:
-            text = (
-                f"{self._names[rank]} takes part in {size} processes, and process 0 in {self._size}; expected one size."
-            )
-            self._fail(rank, text, is_for_all=True)
-        elif not self.missing:
+        self._names[rank], self._sizes[rank] = f"process {rank} ({place})", size
+        if self.missing:
+            return
+        other = next((each for each, claimed in self._sizes.items() if claimed != self._size), None)
+        if other is None:
             self._send(range(self._size), ("welcome", self._names[0]))
+        else:
+            text = f"{self._names[other]} takes part in {self._sizes[other]} processes, and process 0 in {self._size}"
+            self._fail(other, f"{text}; expected the same size in all.", is_for_all=True)
 
     def _on_wish(self, _: int, tick: int, text: str) -> None:
         self._convener.wish(tick, text)

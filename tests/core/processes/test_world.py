@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 from pathlib import Path
@@ -86,7 +85,9 @@ def test_a_fork_is_no_part_of_the_world(facts) -> None:
 
 
 def test_a_closed_world_says_so(facts) -> None:
-    text = "this world is closed; expected calls before close() only. Close it when nothing is left to be done together."
+    text = (
+        "this world is closed; expected calls before close() only. Close it when nothing is left to be done together."
+    )
     assert column(facts, "closed") == [[text, text, None]] * 3
     assert column(facts, "failure") == [None] * 3
 
@@ -156,13 +157,14 @@ def test_processes_that_do_different_things_are_told_so() -> None:
 
 def test_one_that_has_closed_its_world_is_not_waited_for() -> None:
     outputs = run_failure("parted", [0, 0, 0])
-    for rank in (0, 1):
-        assert re.search(
-            r"process 2 \(host \S+, pid \d+\) has closed its world while processes \[[01, ]+\] are at gather; expected "
-            r"all to do the same, or none\.",
-            outputs[rank],
-        )
-    assert "the failure is None" in outputs[0] + outputs[1]
+    text = (
+        r"process 2 \(host \S+, pid \d+\) has closed its world while processes \[[01, ]+\] are at gather; expected all "
+        r"to do the same, or none\."
+    )
+    assert re.search(text, outputs[0])
+    # Or the first one, having heard this, has closed its own.
+    assert re.search(rf"{text}|process 0 \(host \S+, pid \d+\) has closed its world; expected all", outputs[1])
+    assert all("the failure is None" in outputs[rank] for rank in (0, 1))
 
 
 def test_the_first_waits_for_all_at_the_end_and_the_others_for_nobody() -> None:
@@ -174,7 +176,9 @@ def test_the_first_waits_for_all_at_the_end_and_the_others_for_nobody() -> None:
 def test_the_first_may_leave_before_the_others() -> None:
     outputs = run_failure("impatient", [0, 0, 0])
     for rank in (1, 2):
-        assert re.search(r"process 0 \(host \S+, pid \d+\) has closed its world; expected all processes to", outputs[rank])
+        assert re.search(
+            r"process 0 \(host \S+, pid \d+\) has closed its world; expected all processes to", outputs[rank]
+        )
         assert "the failure is None" in outputs[rank]
 
 
@@ -212,7 +216,6 @@ def test_a_world_of_one_needs_nobody() -> None:
     world.barrier()
     world.close()
     assert world.failure is None
-    assert world == world
     assert world != World()
 
 
@@ -222,12 +225,13 @@ def test_numbers_that_do_not_fit_are_refused(numbers) -> None:
         open_world(*numbers, lambda value: [value])
 
 
-def test_what_the_first_could_not_do_is_an_error_in_all() -> None:
+def test_what_the_first_could_not_do_is_an_error_in_all(monkeypatch) -> None:
     with pytest.raises(WorldError, match="process 0 cannot listen"):
         open_world(1, 1, 2, lambda value: ["process 0 cannot listen", value])
     with pytest.raises(WorldError, match=r"process 0 shared 7; expected what its open_world gives to share"):
         open_world(1, 1, 2, lambda value: [7, value])
     shared = []
-    with pytest.raises(WorldError, match=r"process 0 cannot listen at '127\.255\.255\.256\.loopback'|cannot listen"):
-        open_world(0, 0, 2, lambda value: shared.append(value) or [value], host="::1%nowhere")
-    assert "cannot listen" in shared[0] or os.environ is None
+    monkeypatch.setattr("socket.create_server", lambda *_, **__: Path("/no/such/device").read_text())
+    with pytest.raises(WorldError, match=r"^process 0 cannot listen at '127\.0\.0\.1' \(.*\); expected a name or add"):
+        open_world(0, 0, 2, lambda value: shared.append(value) or [value], host="127.0.0.1")
+    assert shared[0].startswith("process 0 cannot listen")
