@@ -53,6 +53,8 @@ POINTS = {
     "before the fsync of the manifest": lambda act: act.is_("fsync", "before") and act.is_manifest,
     "after all fsyncs, before the rename": lambda act: _commits(act, "before"),
     "after the rename, before it is made to last": lambda act: _commits(act, "after"),
+    "between the rename and the last record": lambda act: act.is_("open", "before") and "-saving-" in act.name,
+    "before the last record is replaced": lambda act: act.is_("rename", "before") and act.target.endswith("/last.json"),
     "before an old one leaves its name": lambda act: act.is_("rename", "before") and "-deleting-" in act.target,
     "after an old one has left its name": lambda act: act.is_("rename", "after") and "-deleting-" in act.target,
     "half-way through the deletion of an old one": lambda act: _deletes(act, "unlink", "after"),
