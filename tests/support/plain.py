@@ -9,6 +9,7 @@ import numpy as np
 import parhelion as ph
 from parhelion.data import create_loader
 from parhelion.generators import PythonGenerators
+from parhelion.processes import LocalMeeting
 from parhelion.training import BackendParts, Model, Trainer, TrainerOptions
 
 
@@ -36,10 +37,16 @@ class Alone:
     local_rank = 0
     size = 1
 
+    def __init__(self) -> None:
+        self.meeting = LocalMeeting()
+
     def barrier(self) -> None: ...
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def gather_to_first(self, value: Any) -> list[Any]:
+        return self.gather(value) if self.rank == 0 else []
 
 
 def parts(**changes: Any) -> BackendParts:
