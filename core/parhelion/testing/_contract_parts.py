@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -271,4 +272,33 @@ class WorldContract(ABC):
         claim(len(found) == world.size, f"gather should return {world.size} values, one per rank, and returned {found}")
         claim(
             found[world.rank] == value, f"gather should return {value} for this rank and returned {found[world.rank]}"
+        )
+
+    def test_gather_to_first_gives_the_first_rank_what_gather_would(self) -> None:
+        """The others get an empty list."""
+        world, value = self.make_world(), {"numbers": [1, 2.5], "text": "x"}
+        found = world.gather_to_first(value)
+        expected = world.size if world.rank == 0 else 0
+        claim(
+            len(found) == expected,
+            f"gather_to_first should return {expected} values in rank {world.rank} and returned {len(found)}",
+        )
+        claim(
+            expected == 0 or found[0] == value,
+            f"gather_to_first should return {value} for this rank and returned {found[:1]}",
+        )
+
+    def test_a_wish_is_heard_in_front_of_a_later_unit_and_once(self) -> None:
+        """Alone, a process hears in front of the next unit what it wished for, in its order; others hear it soon."""
+        world, heard = self.make_world(), list[str]()
+        first = world.meeting.enter()
+        claim(first == (), f"enter should return () where nobody has wished for anything and returned {first}")
+        for wish in ("save", "stop", "save"):
+            world.meeting.ask(wish)
+        deadline = time.monotonic() + 20
+        while len(heard) < 2 and time.monotonic() < deadline:
+            heard += world.meeting.enter()
+        heard += world.meeting.enter()
+        claim(
+            heard == ["save", "stop"], f"wishes for save, stop, save should be heard as save, stop and were as {heard}"
         )

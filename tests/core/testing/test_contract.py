@@ -303,6 +303,41 @@ def test_a_world_that_gathers_nothing_goes_red() -> None:
         changed(TestWorld, "make_world", world).test_gather_returns_what_every_rank_gave()
 
 
+@pytest.mark.parametrize("found", [[], [None], [1, 2]])
+def test_a_world_that_gathers_something_else_to_the_first_goes_red(found) -> None:
+    world = Alone()
+    world.gather_to_first = lambda value: found
+    with pytest.raises(ContractError, match=r"gather_to_first should return (1 values in rank 0 and|\{'numbers')"):
+        changed(TestWorld, "make_world", world).test_gather_to_first_gives_the_first_rank_what_gather_would()
+
+
+class Deaf:
+    """Hears everything twice, or at once."""
+
+    def __init__(self, *heard):
+        self.heard = list(heard)
+
+    def ask(self, wish): ...
+
+    def enter(self):
+        return self.heard.pop(0) if self.heard else ()
+
+
+@pytest.mark.parametrize(
+    ("heard", "message"),
+    [
+        ([("stop",)], r"enter should return \(\) where nobody has wished for anything and returned \('stop',\)"),
+        ([(), ("save", "stop", "save")], r"should be heard as save, stop and were as \['save', 'stop', 'save'\]"),
+        ([(), ("save", "stop"), ("save",)], r"should be heard as save, stop and were as \['save', 'stop', 'save'\]"),
+    ],
+)
+def test_a_meeting_that_mishears_goes_red(heard, message) -> None:
+    world = Alone()
+    world.meeting = Deaf(*heard)
+    with pytest.raises(ContractError, match=message):
+        changed(TestWorld, "make_world", world).test_a_wish_is_heard_in_front_of_a_later_unit_and_once()
+
+
 class Narrowing(BeadArrays):
     def decode(self, array):
         beads = super().decode(array)
