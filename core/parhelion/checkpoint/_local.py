@@ -82,7 +82,6 @@ class LocalStore:
         except BaseException:
             _delete_quietly(draft)
             raise
-        _sync_folder(folder)
 
     def final_names(self, target: Path, files: list[str]) -> dict[str, str]:
         """Return the names unchanged, or numbers that are free in the checkpoint to be replaced."""

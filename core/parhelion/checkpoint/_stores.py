@@ -72,7 +72,10 @@ class Writing(Protocol):
         ...
 
     def put(self, folder: Any, file: str, data: bytes) -> None:
-        """Write a small file, whole or not at all, durably; one of that name is replaced."""
+        """Write a small file, whole or not at all; one of that name is replaced.
+
+        What is in it is durable, its name need not be: nothing that must outlive a loss of power depends on it.
+        """
         ...
 
     def final_names(self, target: Any, files: list[str]) -> dict[str, str]:
