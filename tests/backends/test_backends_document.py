@@ -29,9 +29,13 @@ def programs(tmp_path) -> Path:
 
 
 def train(folder: Path, backend: str, epochs: int) -> str:
+    return run(folder, "train.py", backend, str(epochs))
+
+
+def run(folder: Path, *arguments: str) -> str:
     path = os.pathsep.join(filter(None, [str(folder), *sys.path]))
     process = subprocess.run(
-        [sys.executable, "train.py", backend, str(epochs)],
+        [sys.executable, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -45,7 +49,14 @@ def train(folder: Path, backend: str, epochs: int) -> str:
 
 def test_the_document_has_the_programs_it_speaks_of(programs) -> None:
     names = {path.name for path in programs.glob("*.py")}
-    assert names == {"experiment.py", "net_torch.py", "net_jax.py", "train.py", "test_abacus.py"}
+    together = {"train_together.py"}
+    assert names == {"experiment.py", "net_torch.py", "net_jax.py", "train.py", "test_abacus.py"} | together
+
+
+@pytest.mark.processes
+def test_several_processes_of_jax_need_one_line(programs) -> None:
+    said = run(programs, "-m", "parhelion.launch", "-n", "2", "--no-prefix", "train_together.py")
+    assert [f"process {rank} of 2: finished" in said.splitlines() for rank in (0, 1)] == [True, True]
 
 
 @pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
