@@ -44,11 +44,6 @@ def fact_arguments_that_differ_are_an_error_in_both() -> None:
         make_trainer(steps_per_execution=1 + WORLD.rank).fit(Classifier("mlp"), Data(8))
 
 
-def fact_checkpoints_by_the_clock_are_refused() -> None:
-    with pytest.raises(InvalidValueError, match=r"chkpt_every_seconds is 60 and 2 processes train together, whose"):
-        make_trainer(chkpt_every_seconds=60).fit(Classifier("mlp"), Data(8))
-
-
 def fact_checkpoints_that_only_one_sees_are_an_error_in_both() -> None:
     with tempfile.TemporaryDirectory() as own:
         if FIRST:

@@ -17,6 +17,7 @@ from parhelion.checkpoint import (
     RemotePath,
     Retention,
     checkpoint_name,
+    find_last_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_newest,
@@ -30,7 +31,7 @@ from ._protocols import World
 from ._saving import Request
 from ._state import TrainingState
 from ._stateful import entries
-from ._together import act_in_turn, let_first_act
+from ._together import act_in_turn, check_agreement, let_first_act
 
 __all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "give_model", "give_weights", "load_run"]
 
@@ -135,6 +136,9 @@ class CheckpointFolder:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None."""
+        # One that has another folder would find nothing in it but damage.
+        last = find_last_checkpoint(self.path)
+        check_agreement(self.world, {"the checkpoint to resume from": None if last is None else last.name})
         newest = load_newest(self.path, self.arrays, readers=self.world)
         return None if newest is None else _check_run(newest)
 

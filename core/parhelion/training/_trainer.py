@@ -243,6 +243,7 @@ class Trainer(TrainerFacts):
             stack.enter_context(self._listening(calls, saving))
             window = stack.enter_context(self._session(model, datamodule, fast_init=False))
             folder = self._folder(model)
+            self._check_options()
             self._lock(folder, stack)
             stack.enter_context(saving)
             stack.enter_context(fail_together(self._parts.world, lambda: self._begun))
@@ -251,7 +252,7 @@ class Trainer(TrainerFacts):
                 datamodule.load_state_dict(checkpoint.tree["datamodule"])
             run, source = self._make_run(model, datamodule, window, folder, saving)
             check_facts({} if checkpoint is None else checkpoint.tree["facts"], run.facts, allow_changes)
-            self._check_processes(run, checkpoint)
+            check_agreement(self._parts.world, {**run.facts, **run.setting})
             if init_from is not None and checkpoint is None:
                 give_weights(model, load_run(init_from, self._parts.arrays), self._parts.name)
             model.watch_attributes()
@@ -337,18 +338,16 @@ class Trainer(TrainerFacts):
         saved = None if checkpoint is None else checkpoint.tree.get("stream")
         return source.begin(state, saved, restart="stream" in allow_changes)
 
-    def _check_processes(self, run: Run, checkpoint: Checkpoint | None) -> None:
-        """Refuse processes that would part on the way.
+    def _check_options(self) -> None:
+        """Refuse processes that would part on the way, before they do anything together.
 
         Raises:
-            InvalidValueError: they have other arguments, data or checkpoints.
+            InvalidValueError: they have other arguments.
         """
-        options, world = self._options, self._parts.world
-        facts = {name: getattr(options, name) for name in _AGREED}
+        facts = {name: getattr(self._options, name) for name in _AGREED}
         facts["steps_per_execution"] = self._parts.steps_per_execution
-        facts["chkpt_root"] = options.chkpt_root is not None
-        facts["the checkpoint to resume from"] = None if checkpoint is None else checkpoint.path.name
-        check_agreement(world, {**facts, **run.facts, **run.setting})
+        facts["chkpt_root"] = self._options.chkpt_root is not None
+        check_agreement(self._parts.world, facts)
 
     def _make_run(
         self,
