@@ -305,7 +305,7 @@ def test_a_world_that_gathers_nothing_goes_red() -> None:
 
 @pytest.mark.parametrize("found", [[], [None], [1, 2]])
 def test_a_world_that_gathers_something_else_to_the_first_goes_red(found) -> None:
-    world = Alone()
+    world = Pliable()
     world.gather_to_first = lambda value: found
     with pytest.raises(ContractError, match=r"gather_to_first should return (1 values in rank 0 and|\{'numbers')"):
         changed(TestWorld, "make_world", world).test_gather_to_first_gives_the_first_rank_what_gather_would()
@@ -332,7 +332,7 @@ class Deaf:
     ],
 )
 def test_a_meeting_that_mishears_goes_red(heard, message) -> None:
-    world = Alone()
+    world = Pliable()
     world.meeting = Deaf(*heard)
     with pytest.raises(ContractError, match=message):
         changed(TestWorld, "make_world", world).test_a_wish_is_heard_in_front_of_a_later_unit_and_once()
