@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+
 from faults.lives import Lives
 from faults.points import POINTS, REPLACING, SWEEPING
 
