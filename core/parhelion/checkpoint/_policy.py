@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,6 +16,8 @@ from ._retention import CheckpointInfo, list_checkpoints, prune
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from ._places import RemotePath, Where
 
 __all__ = ["Retention", "retain"]
 
@@ -58,7 +59,7 @@ class Retention:
                 f"best is {self.best} and metric is None; expected the name of a metric to judge by. Pass metric='...'."
             )
 
-    def choose(self, infos: Iterable[CheckpointInfo], pinned: Iterable[Path | str] = ()) -> list[CheckpointInfo]:
+    def choose(self, infos: Iterable[CheckpointInfo], pinned: Iterable[Where] = ()) -> list[CheckpointInfo]:
         """Return which of these checkpoints to delete, oldest first.
 
         Args:
@@ -68,10 +69,10 @@ class Retention:
         if self.last is self.best is self.every_iterations is None:
             return []
         ordered = sorted(infos, key=lambda info: (info.iteration, info.epoch, str(info.path)))
-        stay = {os.fspath(path) for path in pinned}
+        stay = {str(path) for path in pinned}
         for kept in (ordered[-1:], self._last(ordered), self._best(ordered), self._spaced(ordered)):
-            stay.update(os.fspath(info.path) for info in kept)
-        return [info for info in ordered if os.fspath(info.path) not in stay]
+            stay.update(str(info.path) for info in kept)
+        return [info for info in ordered if str(info.path) not in stay]
 
     def _last(self, ordered: Sequence[CheckpointInfo]) -> Sequence[CheckpointInfo]:
         return () if self.last is None else ordered[-self.last :]
@@ -102,7 +103,7 @@ class Retention:
         return first.values()
 
 
-def retain(root: Path | str, retention: Retention, protect: Iterable[Path | str] = ()) -> list[Path]:
+def retain(root: Where, retention: Retention, protect: Iterable[Where] = ()) -> list[Path | RemotePath]:
     """Delete what the rules do not keep, oldest first, and return what is gone; call it once the new one is committed.
 
     Args:
@@ -115,8 +116,8 @@ def retain(root: Path | str, retention: Retention, protect: Iterable[Path | str]
     """
     infos = list_checkpoints(root)
     chosen = retention.choose(infos)
-    going = {os.fspath(info.path) for info in chosen if not is_pinned(info.path)}
+    going = {str(info.path) for info in chosen if not is_pinned(info.path)}
     if not going:
         return []
-    staying = [info.path for info in infos if os.fspath(info.path) not in going]
+    staying = [info.path for info in infos if str(info.path) not in going]
     return prune(root, 1, [*staying, *protect])
