@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 import signal
+from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["POINTS", "REPLACING", "SWEEPING", "Trap"]
@@ -22,7 +23,7 @@ class Act(NamedTuple):
 
     @property
     def name(self):
-        return os.path.basename(self.path)
+        return self.path.rpartition("/")[2]
 
     @property
     def is_arrays(self):
@@ -37,7 +38,11 @@ class Act(NamedTuple):
 
 
 def _commits(act, moment):
-    return act.is_("rename", moment) and "-saving-" in act.path and "-deleting-" not in act.target
+    return act.is_("rename", moment) and "-saving-" in act.name and not act.target.endswith(".json")
+
+
+def _records(act, moment):
+    return act.is_("rename", moment) and act.target.endswith("/last.json")
 
 
 def _deletes(act, kind, moment):
@@ -53,8 +58,9 @@ POINTS = {
     "before the fsync of the manifest": lambda act: act.is_("fsync", "before") and act.is_manifest,
     "after all fsyncs, before the rename": lambda act: _commits(act, "before"),
     "after the rename, before it is made to last": lambda act: _commits(act, "after"),
-    "between the rename and the last record": lambda act: act.is_("open", "before") and "-saving-" in act.name,
-    "before the last record is replaced": lambda act: act.is_("rename", "before") and act.target.endswith("/last.json"),
+    "between the rename and `last`": lambda act: act.is_("open", "before") and "-saving-" in act.name,
+    "before `last` is replaced": lambda act: _records(act, "before"),
+    "after `last` is replaced": lambda act: _records(act, "after"),
     "before an old one leaves its name": lambda act: act.is_("rename", "before") and "-deleting-" in act.target,
     "after an old one has left its name": lambda act: act.is_("rename", "after") and "-deleting-" in act.target,
     "half-way through the deletion of an old one": lambda act: _deletes(act, "unlink", "after"),
@@ -63,6 +69,7 @@ POINTS = {
 
 REPLACING = {
     "half-way through an array that replaces": POINTS["half-way through an array"],
+    "between the files that replace": lambda act: act.is_("rename", "after") and act.is_arrays,
     "before the switch": lambda act: act.is_("rename", "before") and act.is_manifest,
     "after the switch": lambda act: act.is_("rename", "after") and act.is_manifest,
     "before the arrays that were replaced go": lambda act: act.is_("unlink", "before") and act.is_arrays,
@@ -156,9 +163,9 @@ class _Watched:
 
 
 def _opened(descriptor):
-    return os.readlink(f"/proc/self/fd/{descriptor}")
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
 def _named(path, *_, dir_fd=None, **__):
     # shutil deletes by names relative to an open folder.
-    return (os.fspath(path) if dir_fd is None else os.path.join(_opened(dir_fd), path)), ""
+    return (os.fspath(path) if dir_fd is None else f"{_opened(dir_fd)}/{path}"), ""

@@ -18,6 +18,7 @@ jax_backend = pytest.importorskip("parhelion_jax")
 FILES = {
     "torch": {
         "attributes": "modules keep numbers and buffers that no state_dict has; a pytree has nothing but its leaves",
+        "export": "torch has a file format of its own for weights; safetensors, which both know, is the core's",
         "sources": "tensors that NumPy has no arrays for; jax's arrays are the stateless loaders'",
         "stacking": "batches are made as tensors; on jax they are the core's, in NumPy, until they are placed",
         "torch_workers": "torch's own workers, where somebody wants them; jax has no loader of its own",
@@ -41,6 +42,7 @@ FILES = {
 PUBLIC = {
     "torch": {
         "CUDAPlugin": "its sibling is DevicePlugin, for a device of any kind",
+        "export_state_dict": "writes torch's own file format",
         "on_metric": "torch's ReduceLROnPlateau is stepped from outside; optax has it inside the optimizer",
     },
     "jax": {

@@ -6,6 +6,7 @@ from .arrays import Arrays as Arrays
 from .data import DataLoader as DataLoader
 from .data import collate as collate
 from .data import create_dataloader as create_dataloader
+from .export import export_state_dict as export_state_dict
 from .loss_model import LossModel as LossModel
 from .model import Model as Model
 from .plugins import CUDAPlugin as CUDAPlugin

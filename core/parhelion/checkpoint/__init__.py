@@ -6,7 +6,16 @@ from ._arrays import Part as Part
 from ._arrays import ShardedArray as ShardedArray
 from ._arrays import dense_strides as dense_strides
 from ._background import Saver as Saver
+from ._difference import ArrayDifference as ArrayDifference
+from ._difference import Difference as Difference
+from ._difference import ValueDifference as ValueDifference
+from ._difference import diff as diff
 from ._hold import Hold as Hold
+from ._inspection import ArraySummary as ArraySummary
+from ._inspection import Problem as Problem
+from ._inspection import Summary as Summary
+from ._inspection import show as show
+from ._inspection import verify as verify
 from ._lock import RunLock as RunLock
 from ._names import checkpoint_name as checkpoint_name
 from ._pins import is_pinned as is_pinned
@@ -28,6 +37,8 @@ from ._retention import load_newest as load_newest
 from ._retention import prune as prune
 from ._retention import remove_leftovers as remove_leftovers
 from ._retention import supersede as supersede
+from ._schema import register_upgrade as register_upgrade
+from ._schema import upgrade as upgrade
 from ._stored import StoredArray as StoredArray
 from ._stored import StoredDecoder as StoredDecoder
 from ._tree import flatten as flatten
@@ -36,6 +47,8 @@ from ._types import get_trainer_safe_types_for_load as get_trainer_safe_types_fo
 from ._types import register_trainer_types_for_safe_load as register_trainer_types_for_safe_load
 from ._types import register_value_type as register_value_type
 from ._types import value_types as value_types
+from ._weights_out import export_weights as export_weights
+from ._weights_out import read_weights as read_weights
 from ._writer import begin_shared as begin_shared
 from ._writer import commit_shared as commit_shared
 from ._writer import save_checkpoint as save_checkpoint

@@ -7,23 +7,25 @@ import os
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from parhelion.errors import CheckpointError, InvalidValueError
 
 from ._holders import Holder
 from ._lock_files import FileMark, FlockedFile, Mark, StoreMark, has_locks
-from ._pins import is_remote
-from ._places import Where, as_place
+from ._places import RemotePath, as_place
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from ._places import Where
 
 __all__ = ["RunLock"]
 
 _LOGGER: Final = logging.getLogger("parhelion")
 _POLLS_PER_BEAT: Final = 10
+# A process that was just forked off a holder lets go as soon as it runs.
+_GRACE: Final = 2.0
 _live: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
@@ -130,9 +132,10 @@ class RunLock:
 
     def _take(self, me: Holder) -> tuple[Mark, Holder | None]:
         """Return the mark that says we hold it, and who held it and is gone."""
-        if is_remote(self._folder):
-            return self._take_mark(StoreMark(f"{str(self._folder).rstrip('/')}.lock"), me)
-        folder = Path(str(as_place(self._folder))).absolute()
+        place = as_place(self._folder)
+        if isinstance(place, RemotePath):
+            return self._take_mark(StoreMark(place.with_name(f".{place.name}.lock")), me)
+        folder = place.absolute()
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.parent / f".{folder.name}.lock"
         if has_locks(file):
@@ -140,8 +143,12 @@ class RunLock:
         return self._take_mark(FileMark(file), me)
 
     def _take_flock(self, mark: FlockedFile, me: Holder) -> tuple[Mark, Holder | None]:
-        if not mark.lock():
-            raise self._refusal(mark.read(), me)
+        deadline = time.monotonic() + _GRACE
+        while not mark.lock():
+            holder = mark.read()
+            if holder is None or not holder.is_dead(me) or time.monotonic() > deadline:
+                raise self._refusal(holder, me)
+            time.sleep(_GRACE / 100)
         try:
             former = mark.read()
             # Our kernel has just said that no process of this machine holds it. Others may not ask it.
@@ -178,7 +185,11 @@ class RunLock:
 
     def _refusal(self, holder: Holder | None, me: Holder) -> CheckpointError:
         who = "a process that has not written its name" if holder is None else str(holder)
-        same = " (this process)" if holder is not None and holder.is_same_process(me) else ""
+        same = ""
+        if holder is not None and holder.is_same_process(me):
+            same = " (this process)"
+        elif holder is not None and holder.is_dead(me):
+            same = " (it has ended; a process that it started keeps its files open)"
         return CheckpointError(
             f"run folder {self._folder} is in use by {who}{same}; expected one run at a time in it. Wait for that "
             "one or end it, or use another folder."

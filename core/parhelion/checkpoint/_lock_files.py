@@ -15,6 +15,8 @@ from ._pins import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ._places import RemotePath
+
 __all__ = ["FileMark", "FlockedFile", "Mark", "StoreMark", "has_locks"]
 
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -211,9 +213,9 @@ class FileMark(_Entry):
 class StoreMark(_Entry):
     """An object in a store, through fsspec; written anew at every beat."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, place: RemotePath) -> None:
         super().__init__()
-        self._files, self._place = open_store(url)
+        self._files, self._place = open_store(place)
         self._beats = 0
 
     def create(self, holder: Holder) -> bool:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from parhelion.errors import CheckpointError, MissingExtraError
 
 from ._layout import MANIFEST
-from ._places import RemotePath, Where, as_place
+from ._places import RemotePath, as_place
+from ._stores import store_of
 
-__all__ = ["is_pinned", "pin", "unpin"]
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ._places import Place, Where
+
+__all__ = ["is_pinned", "open_store", "pin", "unpin"]
 
 # The manifest does not list it, so that a mark changes no byte of what was written.
 _MARK: Final = "pinned"
@@ -25,15 +29,10 @@ def pin(path: Where) -> None:
     Raises:
         CheckpointError: there is no checkpoint at ``path``, or it cannot be marked.
     """
-    _check_is_one(path)
-    try:
-        if is_remote(path):
-            files, place = open_store(f"{path}/{_MARK}")
-            files.pipe_file(place, b"")
-        else:
-            _touch(Path(str(path)) / _MARK)
-    except OSError as error:
-        raise _unmarkable(path, error) from error
+    place = as_place(path)
+    with _telling(place):
+        _check_is_one(place)
+        store_of(place).put(place, _MARK, b"")
 
 
 def unpin(path: Where) -> None:
@@ -42,74 +41,63 @@ def unpin(path: Where) -> None:
     Raises:
         CheckpointError: there is no checkpoint at ``path``, or it cannot be changed.
     """
-    _check_is_one(path)
-    try:
-        if is_remote(path):
-            files, place = open_store(f"{path}/{_MARK}")
-            with contextlib.suppress(FileNotFoundError):
-                files.rm_file(place)
-        else:
-            (Path(str(path)) / _MARK).unlink(missing_ok=True)
-    except OSError as error:
-        raise _unmarkable(path, error) from error
+    place = as_place(path)
+    with _telling(place):
+        _check_is_one(place)
+        with contextlib.suppress(FileNotFoundError):
+            _remove_mark(place)
+
+
+def _remove_mark(place: Place) -> None:
+    if isinstance(place, RemotePath):
+        files, mark = open_store(place / _MARK)
+        files.rm_file(mark)
+    else:
+        (place / _MARK).unlink()
 
 
 def is_pinned(path: Where) -> bool:
-    """Tell whether a checkpoint is marked as one that stays."""
-    return _exists(path, _MARK)
+    """Tell whether a checkpoint is marked as one that stays.
+
+    Raises:
+        CheckpointError: that cannot be seen.
+    """
+    place = as_place(path)
+    with _telling(place):
+        return _MARK in store_of(place).files(place)
 
 
-def is_remote(path: Where) -> bool:
-    """Tell whether ``path`` is a URL of a store that fsspec opens."""
-    return isinstance(as_place(path), RemotePath)
-
-
-def open_store(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it.
+def open_store(place: RemotePath) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path in it.
 
     Raises:
         MissingExtraError: fsspec, or what it needs for such a URL, is not installed.
     """
     try:
-        # An extra, and needed only for URLs.
         fsspec: Any = importlib.import_module("fsspec")
-        files, place = fsspec.core.url_to_fs(url)
+        # What another process has just put must be seen.
+        files, path = fsspec.core.url_to_fs(place.url, use_listings_cache=False)
     except ImportError as error:
         raise MissingExtraError(
-            f"{url} is no local path, and using it needs fsspec, which is not installed, or a library that it names "
-            f"({error}). Install parhelion[remote], or use a local path."
+            f"{place} needs a library that is not installed ({error}); expected fsspec and the one for this scheme. "
+            "Run: pip install 'parhelion[remote]' (for s3:// also s3fs, for gs:// gcsfs)."
         ) from error
-    return files, str(place)
+    return files, str(path)
 
 
-def _check_is_one(path: Where) -> None:
-    if not _exists(path, MANIFEST):
+def _check_is_one(place: Place) -> None:
+    if MANIFEST not in store_of(place).files(place):
         raise CheckpointError(
-            f"{str(path)!r} holds no checkpoint; expected a folder with {MANIFEST} in it. Check the path."
+            f"{str(place)!r} holds no checkpoint; expected a folder with {MANIFEST} in it. Check the path."
         )
 
 
-def _exists(path: Where, name: str) -> bool:
-    if is_remote(path):
-        files, place = open_store(f"{path}/{name}")
-        # What another process has put there since must be seen.
-        files.invalidate_cache()
-        return bool(files.exists(place))
-    return (Path(str(path)) / name).is_file()
-
-
-def _touch(file: Path) -> None:
-    """Make an empty file, durably."""
-    file.touch()
-    folder = os.open(file.parent, os.O_RDONLY)
+@contextlib.contextmanager
+def _telling(place: Place) -> Generator[None]:
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _unmarkable(path: Where, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} cannot be marked ({error.strerror or error}); expected a writable folder. Check its "
-        "permissions."
-    )
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the mark of checkpoint {place} cannot be changed ({error.strerror or error}); expected a writable "
+            "folder. Check its permissions."
+        ) from error

@@ -15,8 +15,9 @@ from ._retention import CheckpointInfo, list_checkpoints, prune
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
-    from ._places import Place, Where
+    from ._places import RemotePath, Where
 
 __all__ = ["Retention", "retain"]
 
@@ -102,7 +103,7 @@ class Retention:
         return first.values()
 
 
-def retain(root: Where, retention: Retention, protect: Iterable[Where] = ()) -> list[Place]:
+def retain(root: Where, retention: Retention, protect: Iterable[Where] = ()) -> list[Path | RemotePath]:
     """Delete what the rules do not keep, oldest first, and return what is gone; call it once the new one is committed.
 
     Args:

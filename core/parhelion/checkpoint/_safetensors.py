@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._arrays import HostArray
 
-__all__ = ["lay_out"]
+__all__ = ["has_dtype", "lay_out"]
 
 _ALIGNMENT = 64
 _DTYPES = {
@@ -61,3 +61,8 @@ def lay_out(arrays: Mapping[str, HostArray]) -> tuple[bytes, dict[str, int]]:
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
     return header, {name: len(header) + start for name, start in starts.items()}
+
+
+def has_dtype(name: str) -> bool:
+    """Tell whether the format names this dtype, so that every reader knows what the bytes are."""
+    return name in _DTYPES

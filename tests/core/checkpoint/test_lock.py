@@ -15,8 +15,9 @@ import time
 
 import pytest
 
-from parhelion.checkpoint import RunLock, _holders, _lock_files
+from parhelion.checkpoint import RemotePath, RunLock, _holders, _lock, _lock_files
 from parhelion.errors import CheckpointError, InvalidValueError
+from support.s3_server import running_s3_server
 
 QUICK = {"beat": 0.05, "stale_after": 0.4}
 
@@ -128,6 +129,17 @@ def test_a_forked_child_does_not_hold_it_on(tmp_path, holder):
     process.wait()
     with RunLock(tmp_path / "run"):
         pass
+
+
+def test_a_lock_that_outlives_its_holder_says_that_a_child_of_it_has_it(tmp_path, monkeypatch):
+    """As after a fork that Python knows nothing of."""
+    monkeypatch.setattr(_lock, "_GRACE", 0.05)
+    file = lock_of(tmp_path / "run")
+    left_by(file, start=1)
+    with file.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match=r"\(it has ended; a process that it started keeps its files open\)"):
+            RunLock(tmp_path / "run").acquire()
 
 
 def test_one_process_cannot_hold_it_twice(tmp_path):
@@ -270,7 +282,7 @@ def test_a_holder_that_was_taken_for_dead_learns_that_it_is_not_alone(tmp_path, 
 
 def test_in_a_store_the_second_is_refused_and_the_holder_shows_life(store):
     with RunLock("memory://bucket/run", **QUICK):
-        wait_for_change(lambda: store.cat_file("/bucket/run.lock"))
+        wait_for_change(lambda: store.cat_file("/bucket/.run.lock"))
         with pytest.raises(CheckpointError, match=r"run folder memory://bucket/run is in use by process \d+ on"):
             RunLock("memory://bucket/run", **QUICK).acquire()
     assert store.find("/bucket") == []
@@ -278,7 +290,7 @@ def test_in_a_store_the_second_is_refused_and_the_holder_shows_life(store):
 
 def test_in_a_store_a_silent_holder_is_taken_over(store, caplog):
     entry = json.loads(_holders.Holder.here().encode()) | {"host": "other.1", "boot": "another", "pid": 77}
-    store.pipe("/bucket/run.lock", json.dumps(entry).encode() + b"\n0\n")
+    store.pipe("/bucket/.run.lock", json.dumps(entry).encode() + b"\n0\n")
     with RunLock("memory://bucket/run/", **QUICK) as lock:
         lock.check()
     assert "was left by process 77 on other since" in caplog.text
@@ -315,6 +327,42 @@ def test_of_two_that_a_store_lets_both_write_only_one_goes_on(store, monkeypatch
     monkeypatch.undo()
     assert (len(held), len(refused)) == (1, 1)
     held[0]._stop.set()
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("s3fs", reason="an object store is spoken to by s3fs")
+    pytest.importorskip("moto.server", reason="the S3 protocol is served by moto")
+    with running_s3_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fsspec.config.conf, "s3", {"endpoint_url": url, "key": "key", "secret": "secret"})
+        files = fsspec.filesystem("s3", use_listings_cache=False)
+        files.mkdir("locks")
+        yield files
+
+
+@pytest.mark.processes
+def test_over_s3_one_holds_it_the_second_is_refused_and_a_silent_one_is_taken_over(bucket, quick, caplog):
+    patient = {"beat": 0.1, "stale_after": 2.0}
+    with RunLock("s3://locks/run", **patient) as lock:
+        with pytest.raises(CheckpointError, match=rf"in use by process {os.getpid()} on"):
+            RunLock("s3://locks/run", **patient).acquire()
+        lock.check()
+    assert bucket.find("locks") == []
+    entry = json.loads(_holders.Holder.here().encode()) | {"host": "other.1", "boot": "another", "pid": 77}
+    bucket.pipe_file("locks/.run.lock", json.dumps(entry).encode() + b"\n0\n")
+    with RunLock("s3://locks/run", **patient):
+        assert "was left by process 77 on other since" in caplog.text
+
+
+def test_over_s3_only_one_of_two_creates_the_entry(bucket):
+    me = _holders.Holder.here()
+    for exists in (False, False):
+        bucket_view = _lock_files.StoreMark(RemotePath("s3://locks/once"))
+        bucket_view._files.exists = lambda *_, exists=exists, **__: exists  # both look before either writes
+        made = bucket_view.create(me)
+    assert not made
+    assert bucket.cat_file("locks/once").startswith(me.encode())
 
 
 # -- what cannot be ---------------------------------------------------------------------------------------------------
