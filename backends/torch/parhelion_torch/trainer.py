@@ -17,9 +17,10 @@ from parhelion.training import Trainer as CoreTrainer
 
 from .arrays import Arrays
 from .data import loader_for
+from .devices import choose_gpus
 from .placement import Placement
 from .randomness import Randomness
-from .world import discover_world
+from .world import discover_world, telling_what_broke
 
 __all__ = ["Trainer"]
 
@@ -128,35 +129,13 @@ class Trainer(CoreTrainer):
                 "enable_deterministic and enable_cudnn_benchmark are both True; expected one at most, since the "
                 "benchmark may take another algorithm each time."
             )
-        world = discover_world()
-        gpu_ids = _choose_gpus(use_cpu, gpus)
+        gpu_ids = choose_gpus(use_cpu, gpus)
         device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
-        switches = partial(_switches, device, deterministic=enable_deterministic, benchmark=enable_cudnn_benchmark)
+        world = discover_world(device)
+        switches = partial(
+            _switches, device, world, deterministic=enable_deterministic, benchmark=enable_cudnn_benchmark
+        )
         super().__init__(options, _parts(device, gpu_ids, world, switches))
-
-
-def _choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
-    """Return the ids of the GPUs to train on; none for the CPU."""
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if use_cpu not in (None, True, False):
-        raise InvalidTypeError(f"use_cpu is {use_cpu!r}; expected True, False or None.")
-    if gpus is None:
-        return [0] if visible and not use_cpu else []
-    if not isinstance(gpus, (list, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
-        raise InvalidTypeError(f"gpus is {gpus!r}; expected a list of ids, such as [0], or None.")
-    if use_cpu:
-        if gpus:
-            raise InvalidValueError(f"use_cpu is True and gpus is {gpus}; expected one of them. Leave out use_cpu.")
-        return []
-    if not gpus:
-        raise InvalidValueError("gpus is []; expected ids of GPUs, or use_cpu=True for the CPU.")
-    unknown = [gpu for gpu in gpus if isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < visible]  # pyright: ignore[reportUnnecessaryIsInstance]
-    if unknown:
-        there = f"ids from 0 to {visible - 1}" if visible else "none, since torch finds no GPU"
-        raise InvalidValueError(f"gpus has {unknown}; expected {there}. Pass use_cpu=True to train on the CPU.")
-    if len(gpus) > 1:
-        raise InvalidValueError(f"gpus is {gpus}; expected one id, since this release trains in one process.")
-    return list(gpus)
 
 
 def _parts(
@@ -165,7 +144,8 @@ def _parts(
     """Return torch's parts of the core's trainer."""
 
     def describe() -> Mapping[str, str]:
-        return {"backend": f"torch {torch.__version__}"}
+        facts = {"backend": f"torch {torch.__version__}"}
+        return facts if world.size == 1 else facts | {"processes": str(world.size)}
 
     return BackendParts(
         name="torch",
@@ -183,7 +163,7 @@ def _parts(
 
 
 @contextmanager
-def _switches(device: torch.device, *, deterministic: bool, benchmark: bool) -> Generator[None]:
+def _switches(device: torch.device, world: World, *, deterministic: bool, benchmark: bool) -> Generator[None]:
     """Set torch's global flags and its current device for the time of a run."""
     cudnn = torch.backends.cudnn
     former = (
@@ -200,7 +180,7 @@ def _switches(device: torch.device, *, deterministic: bool, benchmark: bool) -> 
     cudnn.benchmark = benchmark
     try:
         # User code that says "cuda" means this rank's device.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), telling_what_broke(world):
             yield
     finally:
         torch.use_deterministic_algorithms(former[0], warn_only=former[1])
