@@ -1,5 +1,20 @@
 """The processes that train together: which one this is, how they talk, and how they agree."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+from parhelion._later import import_later as _import_later
+
 from ._meeting import LocalMeeting as LocalMeeting
 from ._meeting import Meeting as Meeting
 from ._world import World as World
+
+if _TYPE_CHECKING:
+    from ._opening import open_world as open_world
+
+# Most runs have one process, and need none of this: 20 ms.
+__getattr__, __dir__ = _import_later(
+    __name__,
+    {
+        "_opening": "open_world",
+    },
+)

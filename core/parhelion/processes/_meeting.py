@@ -7,6 +7,7 @@ at a flag.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 __all__ = ["LocalMeeting", "Meeting"]
@@ -32,19 +33,21 @@ class Meeting(Protocol):
 
 
 class LocalMeeting:
-    """The meeting of one process: it hears at once what it wishes."""
+    """The meeting of one process: it hears in front of the next unit what it wishes."""
 
     def __init__(self) -> None:
-        self._wishes: list[str] = []
+        self._wishes: deque[str] = deque()
 
     def ask(self, wish: str) -> None:
         """Bring a wish; see :meth:`Meeting.ask`."""
-        if wish not in self._wishes:
-            self._wishes.append(wish)
+        self._wishes.append(wish)
 
     def enter(self) -> tuple[str, ...]:
         """Return what has been wished for since the last time."""
         if not self._wishes:
             return ()
-        heard, self._wishes = tuple(self._wishes), []
-        return heard
+        heard: dict[str, None] = {}
+        # One at a time: another may come at any point, from a signal handler too.
+        while self._wishes:
+            heard[self._wishes.popleft()] = None
+        return tuple(heard)
