@@ -64,7 +64,7 @@ def _own_gpu(launched: Launched, gpus: list[int]) -> int:
     """Return the GPU of one of the processes that a launcher started on this machine."""
     if launched.local_rank < len(gpus):
         return gpus[launched.local_rank]
-    if len(gpus) == 1 and launched.launcher != "torchrun":
+    if len(gpus) == 1 and launched.launcher in {"openmpi", "mpich", "slurm"}:
         return gpus[0]  # each process sees another one
     raise InvalidValueError(
         f"this process has the local rank {launched.local_rank} and the GPUs here are {gpus}; expected one for each "

@@ -15,9 +15,9 @@ import torch
 import torch.distributed
 
 from parhelion.errors import WorldError
-from parhelion.processes import World
+from parhelion.processes import World, open_world
 
-from .stand_in import Launched, find_launched, open_world
+from .stand_in import Launched, find_launched
 
 __all__ = ["discover_world", "leave_at_exit", "telling_what_broke"]
 
@@ -90,9 +90,10 @@ def _join(launched: Launched, device: torch.device | None) -> None:
 
 
 def _find_local_rank(launched: Launched | None, device: torch.device | None) -> int:
+    rank = torch.distributed.get_rank()
     if launched is not None:
         return launched.local_rank
-    return device.index or 0 if device is not None and device.type == "cuda" else torch.distributed.get_rank()
+    return min(rank, device.index or 0) if device is not None and device.type == "cuda" else rank
 
 
 def _share(value: Any) -> list[Any]:
