@@ -9,12 +9,15 @@ from ._meeting import Meeting as Meeting
 from ._world import World as World
 
 if _TYPE_CHECKING:
+    from ._launched import Launched as Launched
+    from ._launched import find_launched as find_launched
     from ._opening import open_world as open_world
 
 # Most runs have one process, and need none of this: 20 ms.
 __getattr__, __dir__ = _import_later(
     __name__,
     {
+        "_launched": "Launched find_launched",
         "_opening": "open_world",
     },
 )
