@@ -86,7 +86,8 @@ class Part:
 class ShardedArray:
     """An array that is spread over processes, as one of them sees it.
 
-    The parts of all processes tile the whole: every element is in exactly one part of exactly one process.
+    The parts of all processes tile the whole: every element is in exactly one part of exactly one process. How a
+    part lies in memory is not kept, apart from the order of its elements.
 
     Attributes:
         dtype: the element type's name, as in :class:`HostArray`.

@@ -1,19 +1,15 @@
 """The manifest: what a checkpoint's folder holds, and how to tell that nothing of it changed.
 
-``manifest.json`` is one JSON object whose first line is the checksum of every byte after that line, so a
-reader needs no canonical form. These stay for all versions: the checksum line, ``format``, ``version``
-and ``meta``.
+``manifest.json`` is one JSON object whose first line is its checksum. These stay for all versions: the checksum
+line, ``format``, ``version`` and ``meta``. Version 1 has whole arrays only; version 2 has arrays in parts too.
 """
 
 from __future__ import annotations
 
 import errno
-import json
-import re
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-import xxhash
 
 from parhelion.errors import (
     CheckpointError,
@@ -23,26 +19,24 @@ from parhelion.errors import (
     InvalidValueError,
 )
 
+from ._entries import Entry, FileEntry, entry_of, is_in_parts, row_of
+from ._layout import MANIFEST
+from ._seals import HASH, dumps, is_sealed, sealed_json, table, unsealed_json
+from ._stores import store_of
 from ._tree import flatten, unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    from ._places import Place
     from ._scalars import Json
 
 __all__ = [
-    "HASH",
-    "MANIFEST",
-    "SHARD",
-    "ArrayEntry",
-    "FileEntry",
+    "MALFORMED",
     "Heading",
     "Manifest",
     "damaged",
-    "digest",
     "encode_meta",
-    "hasher",
     "malformed",
     "manifest_bytes",
     "read_heading",
@@ -51,36 +45,10 @@ __all__ = [
 ]
 
 FORMAT: Final = "parhelion-checkpoint"
-VERSION: Final = 1
-HASH: Final = "xxh3_128"
-MANIFEST: Final = "manifest.json"
-SHARD: Final = re.compile(r"arrays-(\d{5})\.safetensors")
-_ENCODER: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
-_COLUMNS: Final = ("file", "offset", "size", "dtype", "shape", "hash")
+VERSION: Final = 2
+_WHOLE_ONLY: Final = 1
 # What reading a sound manifest can raise that another version, or another program, made.
-_MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
-
-
-@attrs.frozen
-class ArrayEntry:
-    """Where one array lies, what it is, and the hash of its bytes. Offsets count from the file's begin."""
-
-    file: str
-    offset: int
-    size: int
-    dtype: str
-    shape: tuple[int, ...]
-    hash: str
-    strides: tuple[int, ...] | None = None
-
-
-@attrs.frozen
-class FileEntry:
-    """Size of one file of arrays, and size and hash of the header it begins with."""
-
-    size: int
-    header_size: int
-    header_hash: str
+MALFORMED: Final = (AttributeError, LookupError, TypeError, ValueError)
 
 
 @attrs.frozen
@@ -89,7 +57,7 @@ class Manifest:
 
     meta: dict[str, Any]
     tree: Json
-    arrays: dict[str, ArrayEntry]
+    arrays: dict[str, Entry]
     files: dict[str, FileEntry]
 
 
@@ -100,16 +68,6 @@ class Heading:
     iteration: int
     epoch: int
     meta: dict[str, Any]
-
-
-def hasher() -> xxhash.xxh3_128:
-    """Return a new state of the hash that checkpoints use."""
-    return xxhash.xxh3_128()
-
-
-def digest(data: bytes) -> str:
-    """Return the hash of ``data`` as 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(data)
 
 
 def encode_meta(meta: Mapping[str, Any]) -> Json:
@@ -135,22 +93,23 @@ def encode_meta(meta: Mapping[str, Any]) -> Json:
     return node
 
 
-def manifest_bytes(meta: Json, tree: Json, arrays: Mapping[str, ArrayEntry], files: Mapping[str, FileEntry]) -> bytes:
+def manifest_bytes(meta: Json, tree: Json, arrays: Mapping[str, Entry], files: Mapping[str, FileEntry]) -> bytes:
     """Return the content of ``manifest.json``; ``meta`` and ``tree`` are already JSON."""
-    sections = {
-        "format": _dumps(FORMAT),
-        "version": _dumps(VERSION),
-        "hash": _dumps(HASH),
-        "meta": _dumps(meta),
-        "files": _table({name: attrs.asdict(entry) for name, entry in files.items()}),
-        "arrays": _table({name: _array_row(entry) for name, entry in arrays.items()}),
-        "tree": _dumps(tree),
-    }
-    body = (",\n".join(f'"{name}": {text}' for name, text in sections.items()) + "\n}\n").encode()
-    return _checksum_line(body) + body
+    version = VERSION if any(map(is_in_parts, arrays.values())) else _WHOLE_ONLY
+    return sealed_json(
+        {
+            "format": dumps(FORMAT),
+            "version": dumps(version),
+            "hash": dumps(HASH),
+            "meta": dumps(meta),
+            "files": table({name: attrs.asdict(entry) for name, entry in files.items()}),
+            "arrays": table({name: row_of(entry) for name, entry in arrays.items()}),
+            "tree": dumps(tree),
+        }
+    )
 
 
-def read_heading(folder: Path) -> Heading:
+def read_heading(folder: Place) -> Heading:
     """Return what the checkpoint in ``folder`` says of itself, whatever its version; no array is read.
 
     Raises:
@@ -162,11 +121,11 @@ def read_heading(folder: Path) -> Heading:
         return Heading(meta["global_iteration"], meta["global_epoch"], meta)
     except CheckpointError:
         raise
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise malformed(folder, error) from error
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """Return the manifest of the checkpoint in ``folder``.
 
     Raises:
@@ -180,39 +139,38 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(
             meta=unflatten(content["meta"], {}),
             tree=content["tree"],
-            arrays={name: _array_entry(row) for name, row in content["arrays"].items()},
+            arrays={name: entry_of(row) for name, row in content["arrays"].items()},
             files={name: FileEntry(**row) for name, row in content["files"].items()},
         )
     except CheckpointError:
         raise
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise malformed(folder, error) from error
 
 
-def damaged(folder: Path, what: str) -> DamagedCheckpointError:
+def damaged(folder: Place, what: str) -> DamagedCheckpointError:
     """Return the error that says what is wrong with the checkpoint in ``folder``."""
     return DamagedCheckpointError(
         f"checkpoint {folder} is damaged: {what}. Resume from another one; load_newest takes the newest good one."
     )
 
 
-def _read_content(folder: Path) -> dict[str, Any]:
+def _read_content(folder: Place) -> dict[str, Any]:
     """Return the parsed manifest once its checksum is right."""
     try:
-        raw = (folder / MANIFEST).read_bytes()
+        raw = store_of(folder).read(folder, MANIFEST)
     except OSError as error:
         raise unreadable(folder, MANIFEST, error) from error
-    _, newline, body = raw.partition(b"\n")
-    if not newline or raw != _checksum_line(body) + body:
+    if not is_sealed(raw):
         raise damaged(folder, f"{MANIFEST} ({len(raw)} bytes) is not what was written (its checksum differs)")
     try:
-        content = dict(json.loads(raw, parse_constant=_refuse_constant))
-    except (*_MALFORMED, RecursionError) as error:
+        content = unsealed_json(raw)
+    except (*MALFORMED, RecursionError) as error:
         raise malformed(folder, error) from error
     return content
 
 
-def _check_readable(folder: Path, content: dict[str, Any]) -> None:
+def _check_readable(folder: Place, content: dict[str, Any]) -> None:
     version = content["version"]
     if version > VERSION:
         raise CheckpointVersionError(
@@ -224,7 +182,7 @@ def _check_readable(folder: Path, content: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {content[key]!r} instead of {expected!r}")
 
 
-def malformed(folder: Path, error: Exception) -> CheckpointError:
+def malformed(folder: Place, error: Exception) -> CheckpointError:
     """Return the error for a checkpoint that is unchanged and yet says what cannot be."""
     return CheckpointError(
         f"checkpoint {folder} has a manifest that is malformed though unchanged ({type(error).__name__}: "
@@ -232,41 +190,13 @@ def malformed(folder: Path, error: Exception) -> CheckpointError:
     )
 
 
-def unreadable(folder: Path, file: str, error: OSError) -> CheckpointError:
+def unreadable(folder: Place, file: str, error: OSError) -> CheckpointError:
     """Return the error for a file that cannot be read: damage only if its bytes are gone for good."""
     if isinstance(error, FileNotFoundError):
         return damaged(folder, f"{file} is missing")
     if error.errno == errno.EIO:
-        return damaged(folder, f"{file} cannot be read ({error.strerror})")
+        return damaged(folder, f"{file} cannot be read ({error.strerror or error})")
     return CheckpointError(
-        f"checkpoint {folder} cannot be read ({file}: {error.strerror}); expected readable files. Check its "
+        f"checkpoint {folder} cannot be read ({file}: {error.strerror or error}); expected readable files. Check its "
         "permissions."
     )
-
-
-def _checksum_line(body: bytes) -> bytes:
-    return b'{"checksum": "%s:%s",\n' % (HASH.encode(), digest(body).encode())
-
-
-def _array_row(entry: ArrayEntry) -> dict[str, Json]:
-    row = {name: getattr(entry, name) for name in _COLUMNS}
-    return row if entry.strides is None else row | {"strides": entry.strides}
-
-
-def _array_entry(row: dict[str, Json]) -> ArrayEntry:
-    lists: dict[str, Any] = {name: tuple(row[name]) for name in ("shape", "strides") if name in row}
-    return ArrayEntry(**(row | lists))
-
-
-def _table(rows: Mapping[str, Json]) -> str:
-    """Return an object with one row per line, for whoever opens the file."""
-    lines = ",\n".join(f"  {_dumps(name)}: {_dumps(row)}" for name, row in rows.items())
-    return f"{{\n{lines}\n}}" if lines else "{}"
-
-
-def _dumps(node: Json) -> str:
-    return _ENCODER.encode(node)
-
-
-def _refuse_constant(token: str) -> NoReturn:
-    raise ValueError(f"{token} is no JSON")

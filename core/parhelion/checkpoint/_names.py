@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +18,8 @@ __all__ = [
     "is_abandoned",
     "is_set_aside",
     "looks_like_one",
-    "scratch_path",
-    "set_aside",
+    "scratch_name",
+    "set_aside_names",
 ]
 
 _SET_ASIDE: Final = re.compile(r"\.damaged(-\d+)?$")
@@ -74,33 +76,30 @@ def looks_like_one(name: str) -> bool:
     return _USUAL.search(name) is not None
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Rename a damaged checkpoint to ``<name>.damaged`` and return that path; None if that fails."""
-    count = 1
-    while True:
-        aside = folder.with_name(f"{folder.name}.damaged{f'-{count}' if count > 1 else ''}")
-        count += 1
-        if os.path.lexists(aside):
-            continue
-        try:
-            folder.rename(aside)
-        except OSError:
-            # A read-only root, or another process was faster: the caller goes on without.
-            return None
-        return aside
+def set_aside_names(name: str) -> Iterator[str]:
+    """Yield the names that a damaged checkpoint of this name may be given, the first one first."""
+    yield f"{name}.damaged"
+    yield from (f"{name}.damaged-{count}" for count in itertools.count(2))
 
 
-def scratch_path(root: Path, purpose: str) -> Path:
-    """Return a new hidden path in ``root`` that says which process works there ("saving" or "deleting")."""
+def scratch_name(purpose: str) -> str:
+    """Return a new hidden name that says which process works there ("saving" or "deleting")."""
     pid = os.getpid()
-    return root / f".parhelion-{purpose}-{pid}-{_start_time(pid)}-{os.urandom(4).hex()}@{_host()}"
+    return f".parhelion-{purpose}-{pid}-{_start_time(pid)}-{os.urandom(4).hex()}@{_host()}"
 
 
-def is_abandoned(path: Path) -> bool:
-    """Tell whether ``path`` is hidden work of a process of this host that has ended."""
-    match = _SCRATCH.fullmatch(path.name)
-    if match is None or match[3] != _host():
+def is_abandoned(name: str, *, all_hosts: bool = False) -> bool:
+    """Tell whether ``name`` is that of hidden work of a process of this host that has ended.
+
+    Args:
+        name: any name.
+        all_hosts: whether work of other hosts counts too, of whose processes nothing can be known here.
+    """
+    match = _SCRATCH.fullmatch(name)
+    if match is None:
         return False
+    if match[3] != _host():
+        return all_hosts
     pid, start = int(match[1]), int(match[2])
     try:
         os.kill(pid, 0)

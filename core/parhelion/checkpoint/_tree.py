@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from parhelion.errors import CheckpointError, CheckpointMismatchError, Unsavable
 from ._arrays import (
     ArrayAdapter,
     HostArray,
+    ShardedArray,
     host_from_numpy,
     is_plain_dtype,
     numpy_dtype,
@@ -28,19 +29,21 @@ from ._arrays import (
 from ._paths import format_path, unique_name
 from ._refusals import refusal
 from ._scalars import DECODERS, NOT_PLAIN, Json, encode_scalar
+from ._stored import StoredArray, StoredDecoder, stored_in_memory
 from ._types import exact_type, rebuild, registered_name, registered_type, value_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
-__all__ = ["flatten", "unflatten"]
+__all__ = ["AnyArray", "flatten", "unflatten"]
 
 # Deep enough for any state, shallow enough for JSON's own recursion.
 MAX_DEPTH: Final = 100
 _KEY_TYPES: Final = (str, int, float, bool, type(None))
+AnyArray: TypeAlias = HostArray | ShardedArray | StoredArray
 
 
-def flatten(tree: Any, adapter: ArrayAdapter | None = None) -> tuple[Json, dict[str, HostArray]]:
+def flatten(tree: Any, adapter: ArrayAdapter | None = None) -> tuple[Json, dict[str, HostArray | ShardedArray]]:
     """Return the skeleton of ``tree`` and its arrays, named by their paths.
 
     Nothing is copied that lies contiguously in host memory: the arrays are views of the live ones.
@@ -56,11 +59,12 @@ def flatten(tree: Any, adapter: ArrayAdapter | None = None) -> tuple[Json, dict[
     return flattener.node(tree), flattener.arrays
 
 
-def unflatten(skeleton: Json, arrays: Mapping[str, HostArray], adapter: ArrayAdapter | None = None) -> Any:
+def unflatten(skeleton: Json, arrays: Mapping[str, AnyArray], adapter: ArrayAdapter | None = None) -> Any:
     """Return the tree that was flattened; its arrays take over the memory of ``arrays``.
 
     NumPy arrays come back as such. A framework's array comes back as the adapter's kind; without an adapter
-    as a NumPy array where NumPy knows the dtype, else as the HostArray.
+    as a NumPy array where NumPy knows the dtype, else as the HostArray. One that lies in parts is given to the
+    adapter's ``decode_stored`` if it has one, and is put together otherwise.
 
     Raises:
         CheckpointMismatchError: a value's type is not on the allow-list or does not take what was saved.
@@ -73,7 +77,7 @@ class _Flattener:
     """One walk over a tree."""
 
     def __init__(self, adapter: ArrayAdapter | None) -> None:
-        self.arrays: dict[str, HostArray] = {}
+        self.arrays: dict[str, HostArray | ShardedArray] = {}
         self._adapter = adapter
         self._names: dict[Hashable, str] = {}
         self._open: set[int] = set()
@@ -164,7 +168,7 @@ class _Flattener:
             raise self._refuse(*refusal(value))
         return ["array", self._keep(("array", identity), lambda path: adapter.encode(value, path))]
 
-    def _keep(self, identity: Hashable, encode: Callable[[str], HostArray]) -> str:
+    def _keep(self, identity: Hashable, encode: Callable[[str], HostArray | ShardedArray]) -> str:
         if identity not in self._names:
             path = format_path(self._path)
             array = encode(path)
@@ -193,7 +197,7 @@ _CONTAINERS: dict[type, Callable[[_Flattener, Any], Json]] = {
 class _Unflattener:
     """One walk over a skeleton."""
 
-    def __init__(self, arrays: Mapping[str, HostArray], adapter: ArrayAdapter | None) -> None:
+    def __init__(self, arrays: Mapping[str, AnyArray], adapter: ArrayAdapter | None) -> None:
         self._arrays = arrays
         self._adapter = adapter
         self._made: dict[tuple[str, str], Any] = {}
@@ -282,27 +286,51 @@ class _Unflattener:
             ) from error
 
     def to_ndarray(self, name: str) -> Any:
-        return self._once("ndarray", name, lambda host: numpy_from_host(host, format_path(self._path)))
+        return self._once("ndarray", name, lambda array: numpy_from_host(self._whole(array), self._shown()))
 
     def to_array(self, name: str) -> Any:
         return self._once("array", name, self._framework_array)
 
-    def _once(self, kind: str, name: str, make: Callable[[HostArray], Any]) -> Any:
+    def _once(self, kind: str, name: str, make: Callable[[AnyArray], Any]) -> Any:
         if (kind, name) not in self._made:
             self._made[kind, name] = make(self._arrays[name])
         return self._made[kind, name]
 
-    def _framework_array(self, host: HostArray) -> Any:
-        path = format_path(self._path)
+    def _framework_array(self, array: AnyArray) -> Any:
+        if isinstance(array, ShardedArray):
+            array = stored_in_memory(array, self._shown())
+        adapter: object = self._adapter
+        if isinstance(array, StoredArray) and isinstance(adapter, StoredDecoder):
+            return self._decode(array, adapter.decode_stored)
+        host = self._whole(array)
         if self._adapter is None:
-            return host if numpy_dtype(host.dtype) is None else numpy_from_host(host, path)
+            return host if numpy_dtype(host.dtype) is None else numpy_from_host(host, self._shown())
+        return self._decode(host, self._adapter.decode)
+
+    def _whole(self, array: AnyArray) -> HostArray:
+        if isinstance(array, ShardedArray):
+            array = stored_in_memory(array, self._shown())
+        return array.read_all() if isinstance(array, StoredArray) else array
+
+    def _decode(self, array: HostArray | StoredArray, decode: Callable[[Any], Any]) -> Any:
         try:
-            return self._adapter.decode(host)
+            return decode(array)
+        except CheckpointMismatchError as error:
+            raise self._refuse_array(array, error) from error
+        except CheckpointError:
+            # While a part was read.
+            raise
         except Exception as error:
-            raise CheckpointMismatchError(
-                f"{path} is an array of {host.dtype} and shape {host.shape}; expected one that the adapter "
-                f"can take ({type(error).__name__}: {error}). Load without an adapter to look at it."
-            ) from error
+            raise self._refuse_array(array, error) from error
+
+    def _refuse_array(self, array: HostArray | StoredArray, error: Exception) -> CheckpointMismatchError:
+        return CheckpointMismatchError(
+            f"{self._shown()} is an array of {array.dtype} and shape {array.shape}; expected one that the adapter "
+            f"can take ({type(error).__name__}: {error}). Load without an adapter to look at it."
+        )
+
+    def _shown(self) -> str:
+        return format_path(self._path)
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {

@@ -1,56 +1,66 @@
-"""A flat state to verified bytes on disk, atomically: a checkpoint is there whole or not at all."""
+"""A flat state to verified bytes, atomically: a checkpoint is there whole or not at all.
+
+Several processes write one checkpoint together without a word to each other: the scratch folder that the first one
+makes is where they meet. Each writes its file there, then a note of what is in it; the first one waits for all
+notes, writes the manifest and commits.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
+import logging
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from parhelion.errors import CheckpointError
 
-from ._format import (
-    MANIFEST,
-    SHARD,
-    ArrayEntry,
-    FileEntry,
-    digest,
-    encode_meta,
-    hasher,
-    manifest_bytes,
+from ._format import encode_meta, manifest_bytes
+from ._layout import LAST
+from ._names import check_name
+from ._places import Place, as_place
+from ._seals import dumps
+from ._shards import (
+    await_shards,
+    gather_entries,
+    leave_failure,
+    leave_record,
+    rename_files,
+    write_arrays,
 )
-from ._names import check_name, scratch_path
-from ._safetensors import lay_out
+from ._stores import store_of
 from ._tree import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
+    from pathlib import Path
 
-    from ._arrays import ArrayAdapter, HostArray
+    from ._arrays import ArrayAdapter, HostArray, ShardedArray
+    from ._places import RemotePath, Where
     from ._scalars import Json
+    from ._stores import Store
 
-__all__ = ["save_checkpoint", "write_checkpoint"]
+__all__ = ["begin_shared", "commit_shared", "save_checkpoint", "write_checkpoint", "write_shard"]
 
-# Hashing and writing one piece after the other finds it still in the processor's cache.
-_CHUNK: Final = 1 << 22
-_BUFFER: Final = 1 << 17
-_NO_FALLOCATE: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+_LOGGER: Final = logging.getLogger("parhelion")
 
 
+@overload
 def save_checkpoint(
-    root: Path | str, name: str, tree: Any, meta: Mapping[str, Any], adapter: ArrayAdapter | None = None
-) -> Path:
+    root: Path, name: str, tree: Any, meta: Mapping[str, Any], adapter: ArrayAdapter | None = None
+) -> Path: ...
+@overload
+def save_checkpoint(
+    root: RemotePath | str, name: str, tree: Any, meta: Mapping[str, Any], adapter: ArrayAdapter | None = None
+) -> Path | RemotePath: ...
+def save_checkpoint(
+    root: Where, name: str, tree: Any, meta: Mapping[str, Any], adapter: ArrayAdapter | None = None
+) -> Path | RemotePath:
     """Write ``tree`` to the checkpoint ``root / name`` and return that path; it is durable by then.
 
     The whole tree is looked at before the first byte is written. A checkpoint of that name is replaced, and
     stays good until the new one is.
 
     Args:
-        root: folder of the run's checkpoints, made if it is missing.
+        root: folder of the run's checkpoints, made if it is missing; also a URL that fsspec knows.
         name: see ``checkpoint_name``.
         tree: see ``flatten``.
         meta: plain values, among them ``run_name`` (str), ``global_epoch`` and ``global_iteration`` (int).
@@ -59,130 +69,148 @@ def save_checkpoint(
     Raises:
         UnsavableValueError: a value has no place in a checkpoint; nothing was written.
         CheckpointError: writing failed; what was there before is untouched, and nothing new was left.
+        MissingExtraError: the URL needs a library that is not installed.
     """
     skeleton, arrays = flatten(tree, adapter)
     return write_checkpoint(root, name, skeleton, arrays, meta)
 
 
+@overload
 def write_checkpoint(
-    root: Path | str, name: str, skeleton: Json, arrays: Mapping[str, HostArray], meta: Mapping[str, Any]
-) -> Path:
+    root: Path,
+    name: str,
+    skeleton: Json,
+    arrays: Mapping[str, HostArray | ShardedArray],
+    meta: Mapping[str, Any],
+) -> Path: ...
+@overload
+def write_checkpoint(
+    root: RemotePath | str,
+    name: str,
+    skeleton: Json,
+    arrays: Mapping[str, HostArray | ShardedArray],
+    meta: Mapping[str, Any],
+) -> Path | RemotePath: ...
+def write_checkpoint(
+    root: Where,
+    name: str,
+    skeleton: Json,
+    arrays: Mapping[str, HostArray | ShardedArray],
+    meta: Mapping[str, Any],
+) -> Path | RemotePath:
     """Write a flattened tree to the checkpoint ``root / name``, as ``save_checkpoint`` does."""
-    target = Path(root) / check_name(name)
-    content = _Content(encode_meta(meta), skeleton, arrays)
+    encode_meta(meta)
+    return commit_shared(begin_shared(root, name), name, skeleton, arrays, meta, ranks=1)
+
+
+def begin_shared(root: Where, name: str) -> Path | RemotePath:
+    """Make the scratch folder of a checkpoint ``root / name`` that several processes write, and return its path.
+
+    The first process calls it, tells the others the path, and calls ``commit_shared``; a text of it will do.
+
+    Raises:
+        CheckpointError: there can be no folder.
+    """
+    target = as_place(root) / check_name(name)
+    with _telling_of(target):
+        scratch: Path | RemotePath = store_of(target).begin(target)
+    return scratch
+
+
+def write_shard(scratch: Where, rank: int, arrays: Mapping[str, HostArray | ShardedArray]) -> None:
+    """Write what the process of that rank, from 1 on, has of the arrays, and note that it is done.
+
+    Arrays that are not spread over processes are the first one's business, and are passed over.
+
+    Args:
+        scratch: what ``begin_shared`` returned in the first process.
+        rank: this process.
+        arrays: what ``flatten`` returned in this process.
+
+    Raises:
+        CheckpointError: writing failed, which the first process is told too, or the first process has given up.
+    """
+    place = as_place(scratch)
+    store = store_of(place)
     try:
-        _make_folder(target.parent)
-        if target.is_dir():
-            _replace(target, content)
-        else:
-            _create(target, content)
+        leave_record(store, place, write_arrays(store, place, rank, arrays))
+    except BaseException as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        leave_failure(store, place, rank, reason)
+        if not isinstance(error, OSError):
+            raise
+        raise CheckpointError(
+            f"rank {rank} could not write its part of a checkpoint to {place.parent} ({reason}); expected a writable "
+            "folder with room for it. The checkpoints there before are untouched: free space, or choose another root."
+        ) from error
+
+
+def commit_shared(
+    scratch: Where,
+    name: str,
+    skeleton: Json,
+    arrays: Mapping[str, HostArray | ShardedArray],
+    meta: Mapping[str, Any],
+    ranks: int,
+    check: Callable[[], object] = lambda: None,
+) -> Path | RemotePath:
+    """Write the first process's arrays, wait for those of the others, and make all of it one checkpoint.
+
+    Args:
+        scratch: what ``begin_shared`` returned.
+        name: the one that was given to it.
+        skeleton: what ``flatten`` returned in this process; it stands for all.
+        arrays: likewise.
+        meta: see ``save_checkpoint``.
+        ranks: how many processes write.
+        check: called while waiting; raises if one of them is gone.
+
+    Returns:
+        The checkpoint's path. It is durable.
+
+    Raises:
+        CheckpointError: writing failed here or in another process, or the parts of an array do not make it up. What
+            was there before is untouched, and nothing new was left.
+    """
+    place = as_place(scratch)
+    target, store = place.parent / check_name(name), store_of(place)
+    with _telling_of(target), _abandoning(store, place):
+        notes = encode_meta(meta)
+        shards = [write_arrays(store, place, 0, arrays), *await_shards(store, place, ranks, check)]
+        names = store.final_names(target, [file for shard in shards for file in shard.files])
+        entries, files = gather_entries(rename_files(shards, names))
+        store.commit(place, target, names, manifest_bytes(notes, skeleton, entries, files))
+    _note_last(store, target, meta)
+    return target
+
+
+def _note_last(store: Store, target: Place, meta: Mapping[str, Any]) -> None:
+    """Say in the root which checkpoint was committed last, for people and scripts; nothing here reads it."""
+    counters = {"iteration": meta["global_iteration"], "epoch": meta["global_epoch"]}
+    try:
+        store.put(target.parent, LAST, (dumps({"name": target.name, **counters}) + "\n").encode())
+    except OSError as error:
+        _LOGGER.warning(
+            "checkpoint %s is there, and %s that should say so could not be written (%s)", target, LAST, error
+        )
+
+
+@contextlib.contextmanager
+def _telling_of(target: Place) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {target} could not be written ({error.strerror or error}); expected a writable "
             "folder with room for it. What was there before is untouched: free space, or choose another root."
         ) from error
-    return target
-
-
-@attrs.frozen
-class _Content:
-    meta: Json
-    tree: Json
-    arrays: Mapping[str, HostArray]
-
-    def write(self, folder: Path, shard: str, manifest: str) -> None:
-        """Write both files into ``folder``, durably."""
-        entries, file = _write_arrays(folder, shard, self.arrays)
-        text = manifest_bytes(self.meta, self.tree, entries, {shard: file})
-        with (folder / manifest).open("wb") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _sync_folder(folder)
-
-
-def _create(target: Path, content: _Content) -> None:
-    scratch = scratch_path(target.parent, "saving")
-    scratch.mkdir()
-    with _undo_on_failure(scratch):
-        content.write(scratch, "arrays-00000.safetensors", MANIFEST)
-        scratch.rename(target)
-    _sync_folder(target.parent)
-
-
-def _replace(target: Path, content: _Content) -> None:
-    """Put new arrays beside the old ones; renaming the manifest switches from one to the other at once."""
-    old = [file for file in target.iterdir() if SHARD.fullmatch(file.name)]
-    number = max((int(file.name[7:12]) for file in old), default=-1) + 1
-    shard = target / f"arrays-{number:05d}.safetensors"
-    manifest = target / f".{MANIFEST}.new"
-    with _undo_on_failure(shard, manifest):
-        content.write(target, shard.name, manifest.name)
-    manifest.replace(target / MANIFEST)
-    _sync_folder(target)
-    for file in old:
-        with contextlib.suppress(OSError):
-            file.unlink()
 
 
 @contextlib.contextmanager
-def _undo_on_failure(*paths: Path) -> Generator[None]:
+def _abandoning(store: Store, scratch: Place) -> Generator[None]:
     try:
         yield
     except BaseException:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        with contextlib.suppress(OSError):
+            store.abandon(scratch)
         raise
-
-
-def _write_arrays(folder: Path, shard: str, arrays: Mapping[str, HostArray]) -> tuple[dict[str, ArrayEntry], FileEntry]:
-    header, starts = lay_out(arrays)
-    size = len(header) + sum(array.data.size for array in arrays.values())
-    entries: dict[str, ArrayEntry] = {}
-    # Python's buffer gathers small arrays, passes big ones straight on, and goes on after a short write.
-    with (folder / shard).open("xb", buffering=_BUFFER) as stream:
-        _reserve(stream.fileno(), size)
-        stream.write(header)
-        for name, start in starts.items():
-            array, state = arrays[name], hasher()
-            for begin in range(0, array.data.size, _CHUNK):
-                chunk = array.data[begin : begin + _CHUNK].data
-                state.update(chunk)
-                stream.write(chunk)
-            entries[name] = ArrayEntry(
-                shard, start, array.data.size, array.dtype, array.shape, state.hexdigest(), array.strides
-            )
-        stream.flush()
-        os.fsync(stream.fileno())
-    return entries, FileEntry(size, len(header), digest(header))
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Claim the file's blocks, so that a full disk shows before the work and the file lies in one piece."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in _NO_FALLOCATE:
-            raise
-
-
-def _make_folder(folder: Path) -> None:
-    """Make ``folder`` and its parents where they are missing, durably."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from parhelion.checkpoint import ArrayAdapter, load_checkpoint, save_checkpoint
+from parhelion.checkpoint import ArrayAdapter, HostArray, load_checkpoint, save_checkpoint
 
 from ._claims import claim
 from ._compare import first_difference
@@ -64,7 +64,7 @@ class ArraysContract(ABC):
         made, arrays = self.special_arrays(), self.make_arrays()
         back = self._there_and_back(tmp_path, made)
         for name, array in made.items():
-            one, other = arrays.encode(array, name), arrays.encode(back[name], name)
+            one, other = _encode(arrays, array, name), _encode(arrays, back[name], name)
             claim(
                 (one.dtype, one.shape, one.data.tobytes()) == (other.dtype, other.shape, other.data.tobytes()),
                 f"{name} of {one.dtype} should come back bit for bit, and has other bytes or is of {other.dtype}",
@@ -74,7 +74,7 @@ class ArraysContract(ABC):
         """So that a checkpoint opens on any backend."""
         arrays = self.make_arrays()
         for name, values in self._values().items():
-            host = arrays.encode(self.make_array(values), name)
+            host = _encode(arrays, self.make_array(values), name)
             claim(host.dtype == values.dtype.name, f"{name} should be encoded as {values.dtype} and is as {host.dtype}")
             claim(host.shape == values.shape, f"{name} should be encoded with {values.shape} and is with {host.shape}")
             claim(host.data.tobytes() == values.tobytes(), f"{name} should be encoded in C order, little-endian")
@@ -111,3 +111,9 @@ class ArraysContract(ABC):
     def _there_and_back(self, folder: Path, tree: Any) -> Any:
         path = save_checkpoint(folder, "contract", tree, _META, self.make_arrays())
         return load_checkpoint(path, self.make_arrays()).tree
+
+
+def _encode(arrays: ArrayAdapter, array: Any, name: str) -> HostArray:
+    host = arrays.encode(array, name)
+    claim(isinstance(host, HostArray), f"{name} is all in this process, and encode should return a HostArray")
+    return cast("HostArray", host)

@@ -155,8 +155,9 @@ class ResumeContract:
 
     def _only(self, entry: CheckpointInfo, root: Path) -> Path:
         """Return a root in which that checkpoint is the newest: as if the run had been killed just after it."""
-        shutil.copytree(entry.path, root / "net" / entry.path.name)
-        shutil.copy(entry.path.parent / "history.jsonl", root / "net")
+        folder = Path(str(entry.path))
+        shutil.copytree(folder, root / "net" / folder.name)
+        shutil.copy(folder.parent / "history.jsonl", root / "net")
         return root
 
     def _resume(

@@ -20,6 +20,7 @@ from parhelion.checkpoint import (
     prune,
     remove_leftovers,
     save_checkpoint,
+    supersede,
 )
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
@@ -144,11 +145,8 @@ class CheckpointFolder:
         # Left in place, a later "auto" would take one of them for the newest of the run that goes on from here.
         for entry in list_checkpoints(self.path):
             if entry.iteration > chosen.meta["global_iteration"]:
-                # A folder further down, where no checkpoint is looked for.
-                target = _free(self.path / "superseded" / entry.path.name)
-                target.parent.mkdir(exist_ok=True)
-                entry.path.rename(target)
-                _log.warning("checkpoint %s is newer than the one resumed from; it is now %s", entry.path.name, target)
+                done = supersede(entry.path)
+                _log.warning("checkpoint %s is newer than the one resumed from; %s", entry.path.name, done)
 
     def _set_aside_all(self) -> None:
         # A fresh run beside an old one's checkpoints would resume from those next time.

@@ -12,6 +12,7 @@ import pytest
 from parhelion.checkpoint import (
     _format,
     _reader,
+    _seals,
     find_last_checkpoint,
     load_checkpoint,
     load_newest,
@@ -156,6 +157,7 @@ def test_the_newest_good_one_is_used_and_the_damaged_ones_are_set_aside_once(tmp
         loaded = load_newest(tmp_path)
     assert loaded.meta["global_iteration"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last.json",
         "run_epoch_1_iter_1",
         "run_epoch_1_iter_2.damaged",
         "run_epoch_1_iter_3.damaged",
@@ -174,7 +176,7 @@ def test_the_same_name_damaged_twice_is_set_aside_twice(tmp_path, caplog):
     for _ in range(3):
         flip(save(tmp_path) / SHARD)
         assert load_newest(tmp_path) is None
-    assert sorted(path.name.partition(".")[2] for path in tmp_path.iterdir()) == [
+    assert sorted(path.name.partition(".")[2] for path in tmp_path.iterdir() if path.is_dir()) == [
         "damaged",
         "damaged-2",
         "damaged-3",
@@ -242,8 +244,8 @@ def test_one_that_another_process_takes_away_is_passed_over(tmp_path, caplog, mo
 def test_a_newer_version_is_an_error_and_no_reason_to_go_back(tmp_path):
     save(tmp_path, 1)
     manifest = save(tmp_path, 2) / "manifest.json"
-    body = manifest.read_bytes().partition(b"\n")[2].replace(b'"version": 1', b'"version": 2')
-    manifest.write_bytes(_format._checksum_line(body) + body)
-    with pytest.raises(CheckpointVersionError, match="version 2; expected at most 1"):
+    body = manifest.read_bytes().partition(b"\n")[2].replace(b'"version": 1', b'"version": 3')
+    manifest.write_bytes(_seals.seal(body))
+    with pytest.raises(CheckpointVersionError, match="version 3; expected at most 2"):
         load_newest(tmp_path)
     assert find_last_checkpoint(tmp_path) == manifest.parent

@@ -109,7 +109,7 @@ def test_pruning_keeps_the_newest_and_the_protected(tmp_path, monkeypatch):
     gone = prune(tmp_path, 2, protect=[Path(paths[2].name), str(tmp_path / "not there")])
     assert gone == [paths[1], paths[3]]
     assert [info.iteration for info in list_checkpoints(tmp_path)] == [20, 10, 2]
-    assert len(names(tmp_path)) == 3
+    assert len(names(tmp_path)) == 4
     assert prune(tmp_path, 3) == []
 
 
@@ -152,12 +152,12 @@ def test_one_that_cannot_be_deleted_is_an_error(tmp_path, monkeypatch):
 def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path):
     code = (
         "import sys; from pathlib import Path; from parhelion.checkpoint import _names;"
-        "_names.scratch_path(Path(sys.argv[1]), 'saving').mkdir();"
-        "_names.scratch_path(Path(sys.argv[1]), 'deleting').mkdir();"
+        "(Path(sys.argv[1]) / _names.scratch_name('saving')).mkdir();"
+        "(Path(sys.argv[1]) / _names.scratch_name('deleting')).mkdir();"
         "print('made', flush=True); sys.stdin.read()"
     )
     kept = save(tmp_path, 1)
-    mine = _names.scratch_path(tmp_path, "saving")
+    mine = tmp_path / _names.scratch_name("saving")
     mine.mkdir()
     core = str(Path(_names.__file__).parents[2])
     with subprocess.Popen(
@@ -172,7 +172,7 @@ def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path):
         assert remove_leftovers(tmp_path) == []
         child.kill()
     assert set(remove_leftovers(tmp_path)) == theirs
-    assert set(tmp_path.iterdir()) == {kept, mine}
+    assert set(tmp_path.iterdir()) == {kept, mine, tmp_path / "last.json"}
 
 
 def test_a_reused_process_number_does_not_keep_a_leftover(tmp_path):
