@@ -11,6 +11,8 @@ METRICS = {
     "Sum": (metrics.Sum, lambda scores, labels: (scores[:, 0],)),
     "Accuracy": (lambda: metrics.Accuracy(top_k=2), lambda scores, labels: (scores, labels)),
     "ConfusionMatrix": (lambda: metrics.ConfusionMatrix(5), lambda scores, labels: (scores, labels)),
+    "F1": (lambda: metrics.F1(5), lambda scores, labels: (scores, labels)),
+    "AUC": (metrics.AUC, lambda scores, labels: (scores[:, 0], labels % 2)),
 }
 
 

@@ -14,7 +14,15 @@ from ._fields import check_count
 from ._metric_arrays import check_predictions, check_range, checked_scores, classes, rank_of, selected
 from ._tally import Tally, shape_of
 
-__all__ = ["Accuracy", "ConfusionMatrix"]
+__all__ = [
+    "Accuracy",
+    "ClassCounts",
+    "ConfusionMatrix",
+    "averaged",
+    "parts_of_f1",
+    "parts_of_precision",
+    "parts_of_recall",
+]
 
 Average = Literal["macro", "micro", "weighted"]
 Floats = npt.NDArray[np.float64]
@@ -78,16 +86,17 @@ class Accuracy(Tally):
         self._sums["num_records"] += len(labels)
 
 
-class ConfusionMatrix(Tally):
-    """How often each class was taken for each; precision, recall and F1 from it.
+class ClassCounts(Tally):
+    """How often each class was taken for each.
 
-    A quotient without a denominator (a class never predicted has no precision) is 0, as with scikit-learn's
-    ``zero_division=0``. With nothing counted every quotient is nan.
+    Args:
+        num_classes: how many there are.
+        settings: what else two metrics must agree in to be merged.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        check_count("num_classes of ConfusionMatrix", num_classes, 2)
-        super().__init__(num_classes=int(num_classes))
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        check_count(f"num_classes of {type(self).__name__}", num_classes, 2)
+        super().__init__(num_classes=int(num_classes), **settings)
 
     def update(self, predictions: Any, labels: Any, mask: Any = None) -> None:
         """Count every record.
@@ -110,56 +119,11 @@ class ConfusionMatrix(Tally):
             )
         self._take(predictions, labels, mask)
 
-    def compute(self) -> dict[str, float]:
-        """Return "accuracy", and "precision", "recall" and "f1" averaged over the classes that occur."""
-        return {
-            "accuracy": self.recall("micro"),
-            "precision": self.precision(),
-            "recall": self.recall(),
-            "f1": self.f1(),
-        }
-
     def matrix(self) -> Integers:
         """Return the counts, int64 ``[num_classes, num_classes]``: true class by row, predicted by column."""
         self._fold()
         counts: Integers = self._sums["counts"]
         return counts.copy()
-
-    @overload
-    def precision(self, average: Average = "macro") -> float: ...
-    @overload
-    def precision(self, average: None) -> Floats: ...
-    def precision(self, average: Average | None = "macro") -> float | Floats:
-        """Return how many of the records predicted as a class are of it.
-
-        Args:
-            average: "macro": the mean over the classes that occur, as labels or as predictions; "weighted":
-                the mean over the labels' classes, by their number of records; "micro": of all records
-                together; None: float64 ``[num_classes]``, one per class.
-
-        Raises:
-            InvalidValueError: ``average`` is none of these.
-        """
-        counts = self.matrix()
-        return _averaged(counts, np.diag(counts), counts.sum(axis=0), average)
-
-    @overload
-    def recall(self, average: Average = "macro") -> float: ...
-    @overload
-    def recall(self, average: None) -> Floats: ...
-    def recall(self, average: Average | None = "macro") -> float | Floats:
-        """Return how many of a class's records are predicted as it; ``average`` as for :meth:`precision`."""
-        counts = self.matrix()
-        return _averaged(counts, np.diag(counts), counts.sum(axis=1), average)
-
-    @overload
-    def f1(self, average: Average = "macro") -> float: ...
-    @overload
-    def f1(self, average: None) -> Floats: ...
-    def f1(self, average: Average | None = "macro") -> float | Floats:
-        """Return the harmonic mean of precision and recall; ``average`` as for :meth:`precision`."""
-        counts = self.matrix()
-        return _averaged(counts, 2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1), average)
 
     def _zeros(self) -> dict[str, Any]:
         num_classes = self._settings["num_classes"]
@@ -178,23 +142,101 @@ class ConfusionMatrix(Tally):
         self._sums["counts"] = self._sums["counts"] + cells.reshape(num_classes, num_classes)
 
 
-def _averaged(
-    counts: Integers, numerators: Integers, denominators: Integers, average: Average | None
-) -> float | Floats:
+class ConfusionMatrix(ClassCounts):
+    """How often each class was taken for each; precision, recall and F1 from it.
+
+    A quotient without a denominator (a class never predicted has no precision) is 0, as with scikit-learn's
+    ``zero_division=0``. With nothing counted every quotient is nan.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+
+    def compute(self) -> dict[str, float]:
+        """Return "accuracy", and "precision", "recall" and "f1" averaged over the classes that occur."""
+        return {
+            "accuracy": self.recall("micro"),
+            "precision": self.precision(),
+            "recall": self.recall(),
+            "f1": self.f1(),
+        }
+
+    @overload
+    def precision(self, average: Average = "macro") -> float: ...
+    @overload
+    def precision(self, average: None) -> Floats: ...
+    def precision(self, average: Average | None = "macro") -> float | Floats:
+        """Return how many of the records predicted as a class are of it.
+
+        Args:
+            average: "macro": the mean over the classes that occur, as labels or as predictions; "weighted":
+                the mean over the labels' classes, by their number of records; "micro": of all records
+                together; None: float64 ``[num_classes]``, one per class.
+
+        Raises:
+            InvalidValueError: ``average`` is none of these.
+        """
+        counts = self.matrix()
+        return _averaged_or_each(counts, parts_of_precision(counts), average)
+
+    @overload
+    def recall(self, average: Average = "macro") -> float: ...
+    @overload
+    def recall(self, average: None) -> Floats: ...
+    def recall(self, average: Average | None = "macro") -> float | Floats:
+        """Return how many of a class's records are predicted as it; ``average`` as for :meth:`precision`."""
+        counts = self.matrix()
+        return _averaged_or_each(counts, parts_of_recall(counts), average)
+
+    @overload
+    def f1(self, average: Average = "macro") -> float: ...
+    @overload
+    def f1(self, average: None) -> Floats: ...
+    def f1(self, average: Average | None = "macro") -> float | Floats:
+        """Return the harmonic mean of precision and recall; ``average`` as for :meth:`precision`."""
+        counts = self.matrix()
+        return _averaged_or_each(counts, parts_of_f1(counts), average)
+
+
+def parts_of_precision(counts: Integers) -> tuple[Integers, Integers]:
+    """Return numerator and denominator of each class's precision."""
+    return np.diag(counts), counts.sum(axis=0)
+
+
+def parts_of_recall(counts: Integers) -> tuple[Integers, Integers]:
+    """Return numerator and denominator of each class's recall."""
+    return np.diag(counts), counts.sum(axis=1)
+
+
+def parts_of_f1(counts: Integers) -> tuple[Integers, Integers]:
+    """Return numerator and denominator of each class's F1, the harmonic mean of precision and recall."""
+    return 2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1)
+
+
+def quotients_of(counts: Integers, numerators: Integers, denominators: Integers) -> Floats:
+    """Return each class's quotient, float64 ``[num_classes]``: 0 without a denominator, nan with nothing counted."""
+    quotients = np.zeros(len(counts)) if counts.any() else np.full(len(counts), math.nan)
+    np.divide(numerators, denominators, out=quotients, where=denominators > 0)
+    return quotients
+
+
+def averaged(counts: Integers, numerators: Integers, denominators: Integers, average: Average) -> float:
+    """Return the quotients of the classes as one; nan with nothing counted."""
+    num_records = int(counts.sum())
+    if num_records == 0:
+        return math.nan
+    if average == "micro":
+        return int(numerators.sum()) / int(denominators.sum())
+    quotients = quotients_of(counts, numerators, denominators)
+    labeled, predicted = counts.sum(axis=1), counts.sum(axis=0)
+    if average == "weighted":
+        return float(np.dot(quotients, labeled)) / num_records
+    return float(quotients[labeled + predicted > 0].mean())
+
+
+def _averaged_or_each(counts: Integers, parts: tuple[Integers, Integers], average: Average | None) -> float | Floats:
     if average not in ("macro", "micro", "weighted", None):
         raise InvalidValueError(
             f"average is {average!r}; expected 'macro', 'micro', 'weighted' or None for one value per class."
         )
-    labeled, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    num_records = int(counts.sum())
-    if num_records == 0:
-        return math.nan if average else np.full(len(counts), math.nan)
-    if average == "micro":
-        return int(numerators.sum()) / int(denominators.sum())
-    quotients = np.zeros(len(counts))
-    np.divide(numerators, denominators, out=quotients, where=denominators > 0)
-    if average is None:
-        return quotients
-    if average == "weighted":
-        return float(np.dot(quotients, labeled)) / num_records
-    return float(quotients[labeled + predicted > 0].mean())
+    return quotients_of(counts, *parts) if average is None else averaged(counts, *parts, average)

@@ -1,9 +1,9 @@
 """Metrics that can be merged: the same result on one rank and on many, padding never counted.
 
-Each keeps only sums. Integer counts are exact; float sums are exact as well (see :class:`~._tally.ExactSum`),
-so a result is the same bit for bit however the records were split over updates and ranks, and in whatever
-order the parts are merged. ``update`` takes NumPy arrays, numbers, and arrays of any library that NumPy can
-read; what is on a device is read only when a result is asked for, or every so many updates
+Each keeps only sums, or counts by score (:class:`AUC`). Integer counts are exact; float sums are exact as well
+(see :class:`~._tally.ExactSum`), so a result is the same bit for bit however the records were split over updates
+and ranks, and in whatever order the parts are merged. ``update`` takes NumPy arrays, numbers, and arrays of any
+library that NumPy can read; what is on a device is read only when a result is asked for, or every so many updates
 (:class:`~._tally.Tally` says when).
 
 ``mask`` is True for a real record and False for padding: padded records are not looked at, whatever they
@@ -23,17 +23,23 @@ from parhelion.registry import Registry
 
 from ._classification import Accuracy, ConfusionMatrix
 from ._metric_arrays import check_leading, check_weights, spread, spread_mask
+from ._quotients import F1, Precision, Recall
+from ._scores import AUC
 from ._tally import ExactSum, Tally, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
+    "AUC",
+    "F1",
     "METRIC_REGISTRY",
     "Accuracy",
     "ConfusionMatrix",
     "Mean",
     "Metric",
+    "Precision",
+    "Recall",
     "Sum",
     "create_metric",
     "merge_states",
@@ -182,3 +188,7 @@ METRIC_REGISTRY.register(Mean)
 METRIC_REGISTRY.register(Sum)
 METRIC_REGISTRY.register(Accuracy)
 METRIC_REGISTRY.register(ConfusionMatrix)
+METRIC_REGISTRY.register(Precision)
+METRIC_REGISTRY.register(Recall)
+METRIC_REGISTRY.register(F1)
+METRIC_REGISTRY.register(AUC)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from parhelion.errors import CheckpointMismatchError, InvalidValueError, ParhelionError
 
 from ._attributes import Attributes, mark_array, put_array, put_attributes
+from ._merging import merge_metric
+from ._metrics import AnyMetric
 from ._state import TrainingState
 from ._stateful import (
     SCALARS,
@@ -147,6 +149,20 @@ class Model(ABC):
             )
         self._window.log(name, value, reduce)
 
+    def merged(self, metric: AnyMetric) -> AnyMetric:
+        """Return a metric that has counted what ``metric`` has on every rank; each rank must ask.
+
+        ``self.merged(self.accuracy).compute()`` in ``on_validation_end`` is the accuracy over all records of the
+        validation. It is ``metric`` itself on one rank, and where ranks compute as one.
+
+        Raises:
+            InvalidTypeError: it cannot be merged.
+            ParhelionError: no trainer runs this model.
+        """
+        if self._window is None:
+            raise ParhelionError("a metric was merged outside a run; do so in the hooks of Trainer.fit or test.")
+        return merge_metric("metric", metric, self._window.world)
+
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def start_setup(self) -> None:
@@ -208,6 +224,13 @@ class Model(ABC):
 
     def test_step(self, batch: Any, step: int) -> Any:
         """Test on one batch, the ``step``-th of the pass; returns what :meth:`train_step` may return."""
+
+    def idle_step(self, step: int) -> None:
+        """Do what other ranks wait for while they evaluate the ``step``-th batch, of which this one has no record.
+
+        Nothing, unless the forward pass takes part in a computation over all ranks, as that of a sharded module does.
+        Nothing is counted, and hooks are called as for any step.
+        """
 
     def predict_step(self, batch: Any, step: int) -> Any:
         """Return the model's output for one batch.

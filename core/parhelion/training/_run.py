@@ -28,6 +28,7 @@ from ._events import (
     ValidationEnded,
     ValidationStarted,
 )
+from ._merging import get_merging_world
 from ._model import Model
 from ._protocols import BackendParts, Verdict
 from ._reporting import Reporting
@@ -230,7 +231,9 @@ class Run:
         with self._evaluating(seed):
             self.model.start_evaluation()
             yield started
-            yield from evaluate(source, prepare, step, self._evaluated, batch_started, batch_ended)
+            yield from evaluate(
+                source, prepare, step, self.model.idle_step, self._evaluated, batch_started, batch_ended
+            )
             for name, value in self.model.finish_evaluation().items():
                 self._evaluated.log(name, value, "last")
             yield ended
@@ -238,7 +241,7 @@ class Run:
     @contextmanager
     def _evaluating(self, seed: int) -> Generator[None]:
         """Return the context of a pass over an evaluation split: nothing of the training moves."""
-        self._evaluated = Window(self._parts.placement, guard=False)
+        self._evaluated = Window(self._parts.placement, guard=False, world=get_merging_world(self._parts))
         self.model.attach(self.model.trainer, self._evaluated)
         self.model.eval()
         try:
@@ -250,7 +253,7 @@ class Run:
             self.model.attach(self.model.trainer, self._window)
 
     def predict(self, source: AnySource) -> list[Any]:
-        """Return what the model's ``predict_step`` makes of every batch, in order."""
+        """Return what the model's ``predict_step`` makes of every batch of this rank, in order."""
         outputs: list[Any] = []
 
         def keep(batch: Any, step: int) -> None:
@@ -258,7 +261,8 @@ class Run:
 
         prepare = self._preparation("testing_batch", Plugin.process_testing_batch)
         with self._evaluating(derive(self._seed, "predict")):
-            for _ in evaluate(source, prepare, keep, self._evaluated, TestBatchStarted, TestBatchEnded):
+            idle_step, window = self.model.idle_step, self._evaluated
+            for _ in evaluate(source, prepare, keep, idle_step, window, TestBatchStarted, TestBatchEnded):
                 pass
         return outputs
 
@@ -267,10 +271,10 @@ class Run:
         return {f"{prefix}_{name}": value for name, value in self._evaluated.flush().items()}
 
     def judge(self) -> Verdict:
-        """Return what the validation came to."""
+        """Return what the validation came to; the first rank's answer counts for all."""
         values = self.evaluated("valid")
         self.model.note_validation(values)
-        improved = self.model.have_metrics_improved()
+        improved: bool = self._parts.world.gather(self.model.have_metrics_improved())[0]
         return Verdict(improved, improved and self.model.monitor is not None, values)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
 
+from ._merging import check_mergeable
 from ._model import Model
 
 __all__ = ["Scored"]
@@ -77,14 +78,26 @@ class Scored(Model):
         return loss
 
     def start_evaluation(self) -> None:
-        """Forget the metrics of the pass before."""
-        for metric in self.metrics.values():
+        """Forget the metrics of the pass before.
+
+        Raises:
+            InvalidTypeError: ranks each count their own records, and a metric cannot put them together.
+        """
+        world = None if self._window is None else self._window.world
+        for name, metric in self.metrics.items():
+            check_mergeable(f"metric {name!r}", metric, world)
             metric.reset()
 
     def finish_evaluation(self) -> Mapping[str, Any]:
-        """Return the metrics of a whole pass; one with several values gives a value for each."""
+        """Return the metrics of a whole pass; one with several values gives a value for each.
+
+        From here to the next pass each has counted the records of all ranks.
+        """
         values: dict[str, Any] = {}
         for name, metric in self.metrics.items():
+            whole = self.merged(metric)
+            if whole is not metric:
+                metric.load_state_dict(whole.state_dict())
             value = metric.compute()
             if isinstance(value, Mapping):
                 parts = cast("Mapping[str, Any]", value)

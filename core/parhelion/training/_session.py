@@ -12,6 +12,7 @@ from parhelion.plugins import Plugin
 from parhelion.registry import update_all_registries
 from parhelion.seeds import derive
 
+from ._merging import get_merging_world
 from ._model import Model
 from ._options import TrainerOptions
 from ._protocols import BackendParts
@@ -57,7 +58,7 @@ def session(
         # Each purpose has streams of its own, so that a plugin that draws more changes no split of the data.
         parts.randomness.seed(derive(options.random_seed, "init", purpose))
 
-    window = Window(parts.placement, guard=options.nan_guard)
+    window = Window(parts.placement, guard=options.nan_guard, world=get_merging_world(parts))
     datamodule.trainer = trainer
     model.attach(trainer, window)
     # A test or a prediction is no part of a run, so what the user's own code draws goes on where it was.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from parhelion.errors import DataError, InvalidTypeError, InvalidValueError
-from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler, Shard
+from parhelion.sampling import Position, ResumableSampler, ResumableSequentialSampler
 
 from ._protocols import Randomness
 from ._state import BatchSpan, TrainingState
@@ -26,12 +26,16 @@ class Source:
     batches.
 
     Args:
-        loader: an iterable of this rank's batches that begins where its sampler stands.
+        loader: an iterable of this rank's batches that begins where its sampler stands. Where the sampler leaves a rank
+            without records in the last batch, it gives one batch less.
         sampler: the sampler that orders it; None for a sequence of ready batches in its own order.
         accumulation_steps: batches per update.
         limit_batches: batches after which an epoch ends early.
         aside: returns the context that iterations are opened in; one that puts random streams back, since a resumed run
             opens one more (torch's own loader draws a number each time).
+
+    Attributes:
+        is_own: whether ranks that do not share the split bring batches of their own, rather than the same records.
 
     Raises:
         InvalidTypeError: ``loader`` is not iterable, or ``sampler`` is no resumable sampler.
@@ -63,14 +67,13 @@ class Source:
         self.sampler = sampler
         self._accumulation_steps = accumulation_steps
         shard = sampler.shard
-        if self._ready is not None:
-            if sampler.batch_size != 1:
-                raise InvalidValueError(
-                    f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since "
-                    "its records are whole batches."
-                )
-            shard = Shard()
+        if self._ready is not None and sampler.batch_size != 1:
+            raise InvalidValueError(
+                f"the sampler of a list of ready batches has batch_size {sampler.batch_size}; expected 1, since its "
+                "records are whole batches."
+            )
         self.shard = shard
+        self.is_own = self._ready is not None
         self.size = sampler.size
         if limit_batches is not None:
             self.size = min(self.size, limit_batches * shard.global_batch)
@@ -121,6 +124,10 @@ class Source:
     def num_batches(self) -> int:
         """Return how many batches an epoch has."""
         return self.shard.num_batches(self.size)
+
+    def count_own(self, offset: int, span: BatchSpan) -> int:
+        """Return how many records this rank has, without padding, of the global batch at ``offset``."""
+        return self.shard.block(self.size, offset).num_valid
 
     def count_records(self, state: TrainingState) -> int:
         """Return how many records the run has trained on."""

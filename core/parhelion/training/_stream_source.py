@@ -49,6 +49,7 @@ class StreamSource:
         self.loader, self.sampler = loader, cursor
         self.shard = cursor.shard
         self._steps, self._limit, self._aside = accumulation_steps, limit_batches, aside
+        self.is_own = True  # see Source
         self.size = cursor.size
         if self.size is not None and limit_batches is not None:
             self.size = min(self.size, limit_batches * self.shard.global_batch)
@@ -137,6 +138,10 @@ class StreamSource:
     def num_batches(self) -> int | None:
         """Return how many batches an epoch has; None where it ends with the data."""
         return self._limit if self.size is None else self.shard.num_batches(self.size)
+
+    def count_own(self, offset: int, span: BatchSpan) -> int:
+        """Return how many records this rank has of a batch: ranks that share a stream have full ones only."""
+        return span.num_records // self.shard.world
 
     def count_records(self, state: TrainingState) -> int:
         """Return about how many records the run has trained on: as if every batch had been full."""

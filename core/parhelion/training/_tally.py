@@ -20,7 +20,7 @@ import numpy.typing as npt
 from parhelion.errors import InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["MAX_PENDING_BYTES", "MAX_PENDING_UPDATES", "ExactSum", "Tally", "shape_of"]
 
@@ -39,30 +39,39 @@ class ExactSum:
 
     parts: tuple[float, ...] = ()
 
+    @classmethod
+    def of(cls, terms: Sequence[float]) -> ExactSum:
+        """Return the sum of ``terms``."""
+        parts: list[float] = []
+        rests = list(terms)
+        try:
+            # Each round takes the rounded sum of what is left out of it, which shrinks it by 2**53.
+            while rest := math.fsum(rests):
+                if not math.isfinite(rest):
+                    return cls((rest,))
+                parts.append(rest)
+                rests.append(-rest)
+        except (OverflowError, ValueError):  # beyond float64; or infinities of both signs
+            return cls((sum(terms),))
+        return cls(tuple(parts))
+
     def plus(self, values: npt.NDArray[np.float64]) -> ExactSum:
         """Return the sum with every element of ``values`` added."""
-        return _exact([*self.parts, *values.ravel().tolist()])
+        return ExactSum.of([*self.parts, *values.ravel().tolist()])
 
     def __add__(self, other: ExactSum) -> ExactSum:
-        return _exact([*self.parts, *other.parts])
+        return ExactSum.of([*self.parts, *other.parts])
+
+    def encoded(self) -> npt.NDArray[np.float64]:
+        """Return the parts, float64 of shape ``(k,)``."""
+        return np.array(self.parts, np.float64)
+
+    def decoded(self, saved: Any) -> ExactSum:
+        """Return what :meth:`encoded` came from."""
+        return ExactSum(tuple(np.asarray(saved, np.float64).tolist()))
 
     def __float__(self) -> float:
         return math.fsum(self.parts)
-
-
-def _exact(terms: list[float]) -> ExactSum:
-    parts: list[float] = []
-    rests = list(terms)
-    try:
-        # Each round takes the rounded sum of what is left out of it, which shrinks it by 2**53.
-        while rest := math.fsum(rests):
-            if not math.isfinite(rest):
-                return ExactSum((rest,))
-            parts.append(rest)
-            rests.append(-rest)
-    except (OverflowError, ValueError):  # beyond float64; or infinities of both signs
-        return ExactSum((sum(terms),))
-    return ExactSum(tuple(parts))
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -95,7 +104,8 @@ def _to_host(value: Any) -> Any:
 
 
 class Tally(ABC):
-    """A metric that is sums: of integers, of integer arrays, of floats (:class:`ExactSum`).
+    """A metric that is sums: of integers, of integer arrays, of floats (:class:`ExactSum`), or of what else has ``+``,
+    ``encoded`` and ``decoded`` as that has.
 
     What an update brings on a device is kept as it is and counted later: when a result, a state or a merge is
     asked for, at the latest after ``MAX_PENDING_UPDATES`` updates or once ``MAX_PENDING_BYTES`` are held. So
@@ -104,9 +114,9 @@ class Tally(ABC):
 
     Args:
         settings: what makes two tallies of one class different; they must agree to be merged.
-    """
+    """  # noqa: D205 - one sentence that needs two lines
 
-    def __init__(self, **settings: int) -> None:
+    def __init__(self, **settings: Any) -> None:
         self._settings = settings
         self.reset()
 
@@ -190,7 +200,7 @@ class Tally(ABC):
             self._count(*map(_to_host, arrays))
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{key}={value}" for key, value in self._settings.items())
+        settings = ", ".join(f"{key}={value!r}" for key, value in self._settings.items())
         return f"{type(self).__name__}({settings})"
 
 
@@ -199,14 +209,12 @@ def _num_bytes(arrays: tuple[Any, ...]) -> int:
 
 
 def _encoded(total: Any) -> Any:
-    if isinstance(total, ExactSum):
-        return np.array(total.parts, np.float64)
-    return copy.copy(total)
+    return total.encoded() if hasattr(total, "encoded") else copy.copy(total)
 
 
 def _decoded(zero: Any, saved: Any) -> Any:
-    if isinstance(zero, ExactSum):
-        return ExactSum(tuple(np.asarray(saved, np.float64).tolist()))
+    if hasattr(zero, "decoded"):
+        return zero.decoded(saved)
     if isinstance(zero, int):
         return int(saved)
     return np.array(saved, np.int64).reshape(zero.shape)

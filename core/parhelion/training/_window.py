@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
+
+import attrs
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, NonFiniteLossError
 
-from ._protocols import Placement
+from ._protocols import Placement, World
+from ._tally import ExactSum
 
 __all__ = ["Reduce", "Window"]
 
@@ -21,23 +24,33 @@ class Window:
     """Collects what steps return and log, and reduces it to one row of floats.
 
     Reading a value would wait for the device, so values are kept as they are and read together: at a print, a
-    validation, a save, or when a thousand have come up. They are added one by one in float64, so when they are read
-    changes no bit of the result.
+    validation, a save, or when a thousand have come up. Their sums are exact (:class:`~._tally.ExactSum`), so neither
+    when they are read nor how they were split over ranks changes a bit of the result.
+
+    Over ranks, a mean is that of all values by their weights, a sum that of all, and a last value that of the first
+    rank that has one. A name that some ranks have not logged is that of the others.
 
     Args:
         placement: how to keep values and to read them.
         guard: whether a loss that is NaN or infinite raises when it is read.
+        world: processes whose values make one row: each logs its own; None where what one logs is everybody's.
+
+    Attributes:
+        iteration: what the guard calls the step that is logged now.
+        weight: what that step counts for in a mean, such as its records. With 0 nothing is taken.
+        world: the processes whose values make one row.
     """
 
-    def __init__(self, placement: Placement, *, guard: bool = True) -> None:
+    def __init__(self, placement: Placement, *, guard: bool = True, world: World | None = None) -> None:
         self._hold = placement.hold
         self._to_host = placement.to_host
         self._guard = guard
         self._pending: list[tuple[int, int, float, str, str, Any]] = []
         self._num_pending = 0
-        self._folded: dict[str, tuple[str, float, float]] = {}
+        self._folded: dict[str, _Entry] = {}
         self.iteration = 0
         self.weight: float = 1
+        self.world = world
 
     def add(self, outcome: Any) -> None:
         """Take what a step returned: None, a scalar loss, or a mapping of scalars."""
@@ -80,6 +93,8 @@ class Window:
             held = self._hold(value)
         except InvalidTypeError as error:
             raise InvalidTypeError(f"{name!r} of a row cannot be used: {error}") from None
+        if not self.weight:
+            return
         self._pending.append((self.iteration, count, self.weight, reduce, name, held))
         self._num_pending += count
         if self._num_pending >= _MOST_PENDING:
@@ -97,6 +112,8 @@ class Window:
         for first, count, weight, reduce, name, _ in pending:
             for iteration in range(first, first + count):
                 self._fold_one(iteration, weight, reduce, name, next(values))
+        for entry in self._folded.values():
+            entry.settle()
 
     def _fold_one(self, iteration: int, weight: float, reduce: str, name: str, value: float) -> None:
         if self._guard and not math.isfinite(value) and "loss" in name:
@@ -104,33 +121,104 @@ class Window:
                 f"{name} is {value} at iteration {iteration}; expected a finite number. No checkpoint was written "
                 "after it. Lower the learning rate, clip gradients, or pass nan_guard=False to go on regardless."
             )
-        if reduce == "last" or name not in self._folded:
-            self._folded[name] = (reduce, value * weight if reduce == "mean" else value, weight)
+        entry = self._folded.get(name)
+        if entry is None or reduce == "last":
+            self._folded[name] = _Entry(reduce, [value * weight if reduce == "mean" else value], weight)
             return
-        _, total, weights = self._folded[name]
-        self._folded[name] = (
-            (reduce, total + value * weight, weights + weight) if reduce == "mean" else (reduce, total + value, weights)
-        )
+        entry.reduce = reduce
+        entry.terms.append(value * weight if reduce == "mean" else value)
+        if reduce == "mean":
+            entry.weight += weight
 
     def flush(self) -> dict[str, float]:
-        """Return the row of reduced values and begin a new one."""
+        """Return the row of reduced values, the same on every rank, and begin a new one; all ranks must ask.
+
+        Raises:
+            NonFiniteLossError: as :meth:`fold` does.
+            InvalidValueError: ranks have logged a value with different reductions.
+        """
         self.fold()
-        row = {
-            name: total / weights if reduce == "mean" else total
-            for name, (reduce, total, weights) in self._folded.items()
-        }
-        self._folded.clear()
-        return row
+        entries, self._folded = self._folded, {}
+        if self.world is not None:
+            entries = _merge(self.world.gather(_encode(entries)))
+        return {name: entry.value() for name, entry in entries.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been collected since the last flush."""
+        """Return what each rank has collected since the last flush, by rank; all must ask.
+
+        Where what one has is everybody's, that is the first one's.
+        """
         self.fold()
-        return {name: list(entry) for name, entry in self._folded.items()}
+        mine = _encode(self._folded)
+        return {str(rank): each for rank, each in enumerate([mine] if self.world is None else self.world.gather(mine))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Go on from what :meth:`state_dict` returned, on any number of ranks.
+
+        On as many as there were, each has its own back. On others the first has what all had, so that the next row is
+        that of all.
+        """
         self._pending, self._num_pending = [], 0
-        self._folded = {name: (entry[0], entry[1], entry[2]) for name, entry in state.items()}
+        # Before ranks had states of their own there was one, of entries that are lists.
+        is_by_rank = all(isinstance(each, Mapping) for each in state.values())
+        states: list[Mapping[str, Any]] = [state[key] for key in sorted(state, key=int)] if is_by_rank else [state]
+        if self.world is None:
+            self._folded = _merge(states)
+        elif len(states) == self.world.size:
+            self._folded = _merge([states[self.world.rank]])
+        else:
+            self._folded = _merge(states if self.world.rank == 0 else [])
+
+
+@attrs.define
+class _Entry:
+    """What was logged under one name.
+
+    Attributes:
+        reduce: "mean", "sum" or "last".
+        terms: floats whose exact sum is that of the values, each times its weight for a mean.
+        weight: the sum of the weights.
+    """
+
+    reduce: str
+    terms: list[float]
+    weight: float
+
+    def settle(self) -> None:
+        """Keep as few terms as make the sum; equal sums are then equal terms."""
+        if self.reduce != "last":
+            self.terms = [*ExactSum.of(self.terms).parts]
+
+    def value(self) -> float:
+        """Return what the row says."""
+        if self.reduce == "last":
+            return self.terms[-1]
+        total = float(ExactSum.of(self.terms))
+        return total / self.weight if self.reduce == "mean" else total
+
+
+def _encode(entries: Mapping[str, _Entry]) -> dict[str, list[Any]]:
+    return {name: [entry.reduce, list(entry.terms), entry.weight] for name, entry in entries.items()}
+
+
+def _merge(states: Sequence[Mapping[str, Any]]) -> dict[str, _Entry]:
+    """Return the entries of all ranks, in rank order, from their states."""
+    merged: dict[str, _Entry] = {}
+    for state in states:
+        for name, (reduce, total, weight) in state.items():
+            entry = merged.setdefault(name, _Entry(reduce, [], 0))
+            if entry.reduce != reduce:
+                raise InvalidValueError(
+                    f"reduce of {name!r} is {reduce!r} in one process and {entry.reduce!r} in another; expected the "
+                    "same in every process that logs it."
+                )
+            if reduce != "last" or not entry.terms:
+                # Before sums were exact they were one float.
+                entry.terms += total if isinstance(total, Sequence) else [total]
+                entry.weight += weight
+    for entry in merged.values():
+        entry.settle()
+    return merged
 
 
 def _is_mapping(value: Any) -> bool:

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, UnknownNameError
 from parhelion.training._metrics import (
+    AUC,
+    F1,
     METRIC_REGISTRY,
     Accuracy,
     ConfusionMatrix,
     Mean,
     Metric,
+    Precision,
+    Recall,
     Sum,
     create_metric,
     merge_states,
@@ -95,6 +99,10 @@ KINDS = {
     "top 2": (lambda: Accuracy(top_k=2), lambda scores, labels: (scores, labels)),
     "classes": (Accuracy, lambda scores, labels: (scores.argmax(-1), labels)),
     "ConfusionMatrix": (lambda: ConfusionMatrix(NUM_CLASSES), lambda scores, labels: (scores, labels)),
+    "Precision": (lambda: Precision(NUM_CLASSES, "micro"), lambda scores, labels: (scores, labels)),
+    "Recall": (lambda: Recall(NUM_CLASSES), lambda scores, labels: (scores, labels)),
+    "F1": (lambda: F1(NUM_CLASSES, "each"), lambda scores, labels: (scores, labels)),
+    "AUC": (AUC, lambda scores, labels: (scores[:, 0], labels % 2)),
 }
 
 
@@ -671,6 +679,42 @@ class TestErrors:
                 r"average is 'makro'; expected 'macro', 'micro', 'weighted' or None",
             ),
             (
+                lambda: F1(3, "makro"),
+                InvalidValueError,
+                r"average of F1 is 'makro'; expected 'binary', 'macro', 'micro', 'weighted' or 'each'\.",
+            ),
+            (
+                lambda: Recall(3, "binary"),
+                InvalidValueError,
+                r"average of Recall is 'binary' and num_classes 3; expected 2 classes, of which 1 is the positive",
+            ),
+            (lambda: Precision(1), InvalidValueError, r"num_classes of Precision is 1; expected an integer >= 2"),
+            (
+                lambda: F1(3).merge(F1(3, "each")),
+                InvalidValueError,
+                r"F1 to merge has \{'num_classes': 3, 'average': 'each'\}; expected .*'macro'\}\. Make both",
+            ),
+            (
+                lambda: AUC().update(np.zeros((4, 2)), np.zeros(4, int)),
+                InvalidValueError,
+                r"scores have shape \(4, 2\) and labels \(4,\); .* pass those of class 1, probabilities\[\.\.\., 1\]",
+            ),
+            (
+                lambda: AUC().update(np.zeros(2), np.array([0, 2])),
+                InvalidValueError,
+                r"labels hold 2; expected 0 to 1",
+            ),
+            (
+                lambda: AUC().update(np.array([math.nan]), np.array([0])),
+                InvalidValueError,
+                r"predictions hold nan; expected scores that can be ordered",
+            ),
+            (
+                lambda: AUC().update(np.zeros(2), np.array([0.0, 1.0])),
+                InvalidTypeError,
+                r"labels are of float64; expected integers",
+            ),
+            (
                 lambda: ConfusionMatrix(3).merge(ConfusionMatrix(4)),
                 InvalidValueError,
                 r"ConfusionMatrix to merge has \{'num_classes': 4\}; expected .*3\}\. Make both",
@@ -690,9 +734,12 @@ class TestErrors:
 
 class TestRegistry:
     def test_every_metric_is_registered_under_its_name(self):
-        assert METRIC_REGISTRY.names() == ["Accuracy", "ConfusionMatrix", "Mean", "Sum"]
+        assert METRIC_REGISTRY.names() == [
+            *("AUC", "Accuracy", "ConfusionMatrix", "F1", "Mean", "Precision", "Recall", "Sum")
+        ]
         assert_same(create_metric("Accuracy", top_k=3), Accuracy(3))
         assert_same(create_metric("ConfusionMatrix", 5), ConfusionMatrix(5))
+        assert_same(create_metric("F1", 2, "binary"), F1(2, "binary"))
         assert isinstance(create_metric("Mean"), Mean)
         assert isinstance(create_metric("Sum"), Sum)
 

@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import attrs
 import pytest
 
 from parhelion.errors import InvalidValueError, WorldError
 from parhelion.training import Trainer, TrainerOptions
 from parhelion.training._together import act_in_turn, check_agreement, let_first_act
 from support.plain import Alone, Data, Descent, parts
-
-SECONDS = 10
-
-
-@attrs.define
-class Threads:
-    """A world of threads."""
-
-    rank: int
-    size: int
-    table: list[Any]
-    turnstile: threading.Barrier
-    local_rank: int = 0
-
-    def barrier(self) -> None:
-        self.turnstile.wait(SECONDS)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.table[self.rank] = value
-        self.barrier()
-        every = list(self.table)
-        self.barrier()
-        return every
-
-
-def in_all(act: Callable[[Any], Any], size: int = 3) -> list[Any]:
-    """Return by rank what each has returned, or the error that it has raised."""
-    table, turnstile = [None] * size, threading.Barrier(size)
-
-    def one(rank: int) -> Any:
-        try:
-            return act(Threads(rank, size, table, turnstile))
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(one, range(size)))
+from support.threads import in_all
 
 
 def fail_in(rank: int) -> Callable[[Any], Any]:
