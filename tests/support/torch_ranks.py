@@ -94,7 +94,7 @@ class Spread(backend.LossModel):
         self.kind = kind
 
     def setup(self, fast_init: bool = False) -> None:
-        self.module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.module = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
         self.scale = nn.Parameter(torch.ones(3))
         if self.is_distributed:
             mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
@@ -181,7 +181,13 @@ def fit_spread(folder: Path, batch_size: int, kind: str) -> dict[str, Any]:
     return train(Spread(**options), batch_size)
 
 
-TASKS = {"spread": fit_spread, "fit": fit_kind, "accumulate": fit_accumulated, "options": fit_options, "hand": fit_by_hand}
+TASKS = {
+    "spread": fit_spread,
+    "fit": fit_kind,
+    "accumulate": fit_accumulated,
+    "options": fit_options,
+    "hand": fit_by_hand,
+}
 
 
 def main(folder: str, batch_size: str, *tasks: str) -> None:

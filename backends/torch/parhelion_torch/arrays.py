@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from parhelion.checkpoint import HostArray, Part, ShardedArray, dense_strides
+from parhelion.checkpoint import HostArray, Part, ShardedArray, StoredArray, dense_strides
 from parhelion.errors import CheckpointMismatchError, UnsavableValueError
 
 from .sharded import StoredTensor, as_spread, local_part, writes_part
@@ -44,28 +44,6 @@ _NAMES: Final = (
 # The oldest torch that is supported lacks the last of the float8 kinds.
 _DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in _NAMES if hasattr(torch, name)}
 _SAVABLE: Final = frozenset(_DTYPES.values())
-
-
-class Stored(Protocol):
-    """An array of a checkpoint that was written in parts."""
-
-    @property
-    def dtype(self) -> str:
-        """The element type's name."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The size of every axis of the whole."""
-        ...
-
-    def read(self, start: tuple[int, ...], shape: tuple[int, ...]) -> HostArray:
-        """Return the elements in a box."""
-        ...
-
-    def read_all(self) -> HostArray:
-        """Return all elements."""
-        ...
 
 
 class Arrays:
@@ -121,7 +99,7 @@ class Arrays:
             parts = (Part(start, HostArray(_name(tensor), tuple(local.shape), data, None, is_fresh)),)
         return ShardedArray(_name(tensor), tuple(tensor.shape), parts)
 
-    def decode_stored(self, stored: Stored) -> torch.Tensor | StoredTensor:
+    def decode_stored(self, stored: StoredArray) -> torch.Tensor | StoredTensor:
         """Return what stands for an array in parts: the tensor where one process runs, else what reads a part of it.
 
         Raises:

@@ -7,8 +7,7 @@ import os
 import torch
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
-
-from .stand_in import Launched, find_launched
+from parhelion.processes import Launched, find_launched
 
 __all__ = ["choose_gpus"]
 

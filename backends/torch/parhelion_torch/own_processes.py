@@ -21,7 +21,6 @@ from parhelion.training import BackendParts, Outcome
 from parhelion.training import Trainer as CoreTrainer
 
 from .sharded import as_spread
-from .world import discover_world
 
 __all__ = ["OwnProcesses", "count_processes"]
 

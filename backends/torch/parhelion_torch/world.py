@@ -15,9 +15,7 @@ import torch
 import torch.distributed
 
 from parhelion.errors import WorldError
-from parhelion.processes import World, open_world
-
-from .stand_in import Launched, find_launched
+from parhelion.processes import Launched, World, find_launched, open_world
 
 __all__ = ["discover_world", "leave_at_exit", "telling_what_broke"]
 

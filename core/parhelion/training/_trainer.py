@@ -126,8 +126,9 @@ class Trainer(TrainerFacts):
         """
         if self._parts.starter is not None:
             raise InvalidValueError(
-                "steps was called on a trainer that starts its own processes, in which the steps would be; expected one "
-                "in this process. Start the program with torchrun, or leave out num_processes and give one GPU."
+                "steps was called on a trainer that starts its own processes, in which the steps would be; expected "
+                "one that trains in this process. Start the program with torchrun, or give one GPU and no "
+                "num_processes."
             )
         for event in self._train(model, datamodule, resume, init_from, allow_changes, {StepCommitted}):
             if isinstance(event, StepCommitted):
@@ -194,8 +195,8 @@ class Trainer(TrainerFacts):
         """
         if self._parts.starter is not None:
             raise ParhelionError(
-                "save_checkpoint was called outside of the processes that the trainer starts, where the run is; expected "
-                "a call in a hook's process or none. Pass chkpt_root: fit leaves a last checkpoint there."
+                "save_checkpoint was called outside of the processes that the trainer starts, in which the run is; "
+                "expected no call here. Pass chkpt_root: fit leaves a last checkpoint there."
             )
         if self._run is None or self._loop is None:
             raise ParhelionError("there is nothing to save yet; call fit or steps first.")
