@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import parhelion as ph
 import parhelion_torch as backend
+from parhelion.checkpoint import ShardedArray, begin_shared, commit_shared, flatten, load_checkpoint, write_shard
 from parhelion.testing import rows_without_clocks
+from parhelion_torch.sharded import StoredTensor
 
 SIZE = 48
 
@@ -54,7 +58,7 @@ class Net(backend.LossModel):
         super().__init__("net", **options)
         self.kind = kind
         self.seen: list[list[int]] = []
-        self.averages = 0
+        self.statistics: Any = None
 
     def setup(self, fast_init: bool = False) -> None:
         layers: list[nn.Module] = [nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)]
@@ -77,6 +81,10 @@ class Net(backend.LossModel):
         if self.kind == "late" and current_epoch == 2:
             self.module[0].requires_grad_(True)
 
+    def on_training_batch_end(self, state: ph.TrainingState, should_log: bool = False) -> None:
+        if self.kind == "norm":
+            self.statistics = self.module[1].running_mean.numpy().copy()
+
     def loss(self, batch: Any) -> Any:
         if torch.is_grad_enabled():
             self.seen.append(batch["index"].tolist())
@@ -89,16 +97,19 @@ class Net(backend.LossModel):
 class Spread(backend.LossModel):
     """A network whose parameters are spread over the ranks, unevenly; with one that is not."""
 
-    def __init__(self, kind: str = "", **options: Any) -> None:
+    def __init__(self, kind: str = "spread", *, tied: bool = False, **options: Any) -> None:
         super().__init__("spread", **options)
-        self.kind = kind
+        self.kind, self.tied = kind, tied
 
     def setup(self, fast_init: bool = False) -> None:
         self.module = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
         self.scale = nn.Parameter(torch.ones(3))
-        if self.is_distributed:
+        if self.tied:
+            self.module[2] = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+            self.module[2][0].bias = self.module[0].bias
+        if self.is_distributed and self.kind == "spread":
             mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-            for layer in (self.module[0], self.module[2], self.module):
+            for layer in (self.module,) if self.tied else (self.module[0], self.module[2], self.module):
                 fully_shard(layer, mesh=mesh)
         self.optimizer = torch.optim.AdamW([*self.module.parameters(), self.scale], lr=1e-2)
         self.metrics = {"accuracy": ph.metrics.Accuracy()}
@@ -127,6 +138,24 @@ class ByHand(backend.Model):
         return nn.functional.cross_entropy(self.net(batch["x"]), batch["label"])
 
 
+@contextmanager
+def counted_averages() -> Any:
+    """Count the backward passes after which gradients are averaged by the wrappers."""
+    averages: list[None] = []
+    forward = DistributedDataParallel.forward
+
+    def counted(self: Any, *inputs: Any, **kwargs: Any) -> Any:
+        if self.require_backward_grad_sync:
+            averages.append(None)
+        return forward(self, *inputs, **kwargs)
+
+    DistributedDataParallel.forward = counted
+    try:
+        yield averages
+    finally:
+        DistributedDataParallel.forward = forward
+
+
 def trained_weights(model: Any) -> dict[str, Any]:
     state = model.state_dict()
     found = {**state, **state.get("parts", {})}
@@ -148,8 +177,12 @@ def train(model: Any, batch_size: int, size: int = SIZE, **options: Any) -> dict
     torch.use_deterministic_algorithms(True)
     options = {"total_steps": 3, "valid_frequency": 1, "print_banner": False, "use_cpu": True} | options
     trainer = backend.Trainer(**options)
-    assert trainer.fit(model, Data(batch_size, size)), trainer.error
+    with counted_averages() as averages:
+        assert trainer.fit(model, Data(batch_size, size)), trainer.error
     return {
+        "averages": len(averages),
+        "updates": trainer.state.current_iteration,
+        "statistics": getattr(model, "statistics", None),
         "weights": trained_weights(model),
         "rows": rows_without_clocks(trainer.history),
         "seen": getattr(model, "seen", []),
@@ -181,12 +214,63 @@ def fit_spread(folder: Path, batch_size: int, kind: str) -> dict[str, Any]:
     return train(Spread(**options), batch_size)
 
 
+def store(folder: Path, batch_size: int, kind: str) -> dict[str, Any]:
+    """Train, then let every rank write its part of one checkpoint."""
+    result = train(Spread(kind, tied=True), batch_size, total_steps=1)
+    model, world = result["model"], result["trainer"]._parts.world
+    tree = {"model": model.state_dict(), "portable": model.portable_state()}
+    skeleton, arrays = flatten(tree, backend.Arrays())
+    name, meta = f"{kind}-{world.size}", {"run_name": "net", "global_epoch": 1, "global_iteration": 1}
+    scratch = world.gather(begin_shared(folder, name) if world.rank == 0 else None)[0]
+    if world.rank:
+        write_shard(scratch, world.rank, arrays)
+    else:
+        commit_shared(scratch, name, skeleton, arrays, meta, world.size)
+    world.barrier()
+    parts = {key: array.parts for key, array in arrays.items() if isinstance(array, ShardedArray)}
+    return result | {"parts": {key: [(each.start, each.array.shape) for each in found] for key, found in parts.items()}}
+
+
+def watch_reads(weights: Any) -> dict[str, Any]:
+    """Note the box that is read of each stored tensor."""
+    reads: dict[str, Any] = {}
+    for name, value in weights.items():
+        if isinstance(value, StoredTensor):
+            read = value.read
+
+            def noted(start: Any, shape: Any, name: str = name, read: Any = read) -> Any:
+                reads[f"module.{name}"] = (tuple(start), tuple(shape))
+                return read(start, shape)
+
+            value.read = noted
+    return reads
+
+
+def reopen(folder: Path, batch_size: int, kind: str) -> dict[str, Any]:
+    """Give a fresh model, spread or whole, the state of a checkpoint, and train on."""
+    origin, how = kind.split("+")
+    model = Spread(how, tied=True)
+    result = train(model, batch_size, total_steps=0)
+    tree = load_checkpoint(folder / origin, backend.Arrays()).tree
+    reads = watch_reads(tree["model"]["module"])
+    model.load_state_dict(tree["model"])
+    result["read"] = dict(reads)
+    result["weights"] = trained_weights(model)
+    fresh = Spread(how, tied=True)
+    train(fresh, batch_size, total_steps=0)
+    fresh.load_weights(tree["model"])
+    result["only weights"] = trained_weights(fresh)
+    return result
+
+
 TASKS = {
     "spread": fit_spread,
     "fit": fit_kind,
     "accumulate": fit_accumulated,
     "options": fit_options,
     "hand": fit_by_hand,
+    "store": store,
+    "reopen": reopen,
 }
 
 
@@ -194,8 +278,11 @@ def main(folder: str, batch_size: str, *tasks: str) -> None:
     for task in tasks:
         name, _, kind = task.partition(":")
         result = TASKS[name](Path(folder), int(batch_size), kind)
-        del result["model"], result["trainer"]
-        (Path(folder) / f"{name}-{kind}-{result['rank']}.pickle").write_bytes(pickle.dumps(result))
+        trainer = result.pop("trainer")
+        del result["model"]
+        (Path(folder) / f"{name}-{kind}-{trainer._parts.world.size}-{trainer.rank}.pickle").write_bytes(
+            pickle.dumps(result)
+        )
 
 
 if __name__ == "__main__":
