@@ -20,7 +20,7 @@ def choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
 
     Args:
         use_cpu: train on the CPU although there is a GPU.
-        gpus: ids; None for the first one.
+        gpus: ids; None for all.
 
     Raises:
         InvalidTypeError: an argument is of a type that cannot work.
@@ -37,7 +37,7 @@ def choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
         return [_own_gpu(launched, list(range(visible)) if gpus is None else gpus)]
     if gpus is None and torch.distributed.is_available() and torch.distributed.is_initialized():
         return [torch.cuda.current_device()]  # whoever has made the group has chosen it
-    return [0] if gpus is None else list(gpus)
+    return list(range(visible)) if gpus is None else list(gpus)
 
 
 def _check_ids(use_cpu: bool | None, gpus: list[int] | None, visible: int) -> None:

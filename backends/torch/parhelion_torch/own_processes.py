@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import io
-import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import attrs
 import torch
 from torch import Tensor
 
 from parhelion.errors import InvalidTypeError, InvalidValueError, WorldError
-from parhelion.processes import spawn
+from parhelion.processes import SharedQueue, spawn
 from parhelion.training import BackendParts, Outcome
 from parhelion.training import Trainer as CoreTrainer
 
 from .sharded import as_spread
 
 __all__ = ["OwnProcesses", "count_processes"]
-
-_log = logging.getLogger("parhelion")
-_TRAINER: Final = "trainer"  # stands for the trainer in what travels: each process has its own
 
 
 def count_processes(num_processes: Any, gpu_ids: list[int], launched_size: int) -> int:
@@ -59,104 +52,114 @@ def count_processes(num_processes: Any, gpu_ids: list[int], launched_size: int) 
     return num_processes or max(1, len(gpu_ids))
 
 
-@attrs.define
 class OwnProcesses:
     """Starts processes for each fit and each test, and tells the trainer here what they came to.
 
-    They are fresh interpreters, so a script needs no ``if __name__ == "__main__"``. Model, data module and plugins
-    travel there by pickle, as they are before ``setup``; home come the model's trained state and what the trainer
-    knows. What plugins collect stays there, unless they put it in the queue.
+    They are fresh interpreters, which do not run the script again, so it needs no ``if __name__ == "__main__"``. The
+    trainer with its plugins, the model and the data module travel there as they are before ``setup``; home come the
+    model's trained state and what the trainer knows. What else is to come home goes into the queue.
 
     Args:
         num_processes: how many.
         make_parts: returns the backend's parts in one of them.
-        own_names: the attributes that every trainer has; a trainer's further ones travel.
     """
 
-    num_processes: int
-    make_parts: Callable[[], BackendParts]
-    own_names: frozenset[str] = frozenset()
-    queue: Any = attrs.field(factory=lambda: importlib.import_module("multiprocessing").get_context("spawn").Queue())
+    def __init__(self, num_processes: int, make_parts: Callable[[], BackendParts]) -> None:
+        self.num_processes = num_processes
+        self.make_parts = make_parts
+        self.own_names: frozenset[str] = frozenset()
+        self.is_sending = False
+        self._queue: SharedQueue | None = None
+
+    @property
+    def queue(self) -> SharedQueue:
+        """What the processes put something into, and this one gets it from."""
+        if self._queue is None:
+            self._queue = SharedQueue()
+        return self._queue
 
     def run(self, trainer: Any, task: str, model: Any, datamodule: Any, arguments: Mapping[str, Any]) -> Outcome:
         """Call a method of the trainer in every process; see :class:`parhelion.training.Starter`."""
-        kind = type(trainer)
-        head = _dump((kind, trainer._options, self.make_parts))  # noqa: SLF001 - the trainer's other half
-        extra = {name: value for name, value in vars(trainer).items() if name not in self.own_names}
-        carried = trainer._carried  # noqa: SLF001 - see above
-        body = _dump(
-            {
-                "model": model,
-                "datamodule": datamodule,
-                "arguments": dict(arguments),
-                "plugins": list(trainer.plugins.values()),
-                "exceptions": (trainer.train_exceptions, trainer.test_exceptions),
-                "extra": extra,
-                "trained": carried[1] if carried is not None and carried[0] is model else None,
-            },
-            trainer,
-        )
-        outcomes = spawn(_run_here, (head, body, task), self.num_processes, queue=self.queue)
-        return _merge([cast("_Reply", pickle.loads(each)) for each in outcomes])  # noqa: S301 - from our own processes
+        self.is_sending = True
+        try:
+            outcomes = spawn(_call, (trainer, task, model, datamodule, dict(arguments)), self.num_processes)
+        except WorldError as error:
+            ended = error.__cause__
+            if not isinstance(ended, _EndedError):
+                raise
+            error.__cause__ = None
+            return _failed(ended.args[0], error)
+        finally:
+            self.is_sending = False
+        return cast("Outcome", outcomes[0])
+
+    def pack(self, trainer: Any) -> tuple[Any, ...]:
+        """Return how a trainer is pickled on its way to the processes: it becomes theirs, with what the user gave it.
+
+        Args:
+            trainer: the one that starts them.
+        """
+        given = {
+            "extra": {name: value for name, value in vars(trainer).items() if name not in self.own_names},
+            "plugins": list(trainer.plugins.values()),
+            "train_exceptions": trainer.train_exceptions,
+            "test_exceptions": trainer.test_exceptions,
+            "carried": trainer._carried,  # noqa: SLF001 - its other half
+        }
+        made = type(trainer), trainer._options, self.make_parts, self.queue  # noqa: SLF001 - see above
+        return _rebuild, made, given, None, None, _fill
 
 
-@attrs.frozen
-class _Reply:
-    outcome: Outcome
-    text: str  # the traceback
+class _EndedError(Exception):
+    """Brings home the outcome of a process that ended by an error."""
 
 
-def _merge(replies: list[_Reply]) -> Outcome:
-    """Return the first process's outcome, with the error of the one that failed first."""
-    failed = [reply for reply in replies if reply.outcome.error is not None]
-    # That another one is gone is what the others report.
-    failed.sort(key=lambda reply: isinstance(reply.outcome.error, WorldError))
-    first = replies[0].outcome
-    if not failed:
-        return first
-    error, begun = failed[0].outcome.error, failed[0].outcome.has_begun
-    if error is not None:
-        error.add_note(f"in process {replies.index(failed[0])} of {len(replies)}:\n{failed[0].text}")
-    return attrs.evolve(first, error=error, has_begun=begun, is_done=False, stop_reason="error", trained=None)
+def _failed(outcome: Outcome, story: WorldError) -> Outcome:
+    """Return an outcome whose error tells what happened in the process that it is from."""
+    error = outcome.error
+    if error is not None and not getattr(error, "__notes__", None):
+        error.add_note(str(story))
+    return outcome
 
 
 # -- in the processes -------------------------------------------------------------------------------------------------
 
 
-def _run_here(head: bytes, body: bytes, task: str, queue: Any = None) -> bytes:
-    """Build a trainer like the one that started this process, call its method, and return what it came to."""
-    kind, options, make_parts = _load(head)
+def _rebuild(kind: type[Any], options: Any, make_parts: Callable[[], BackendParts], queue: Any) -> Any:
+    """Return a trainer for one of the processes, which joins the others."""
     if "OMP_NUM_THREADS" not in os.environ:  # all together have as many threads as one would have
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["WORLD_SIZE"])))
-    trainer: CoreTrainer = object.__new__(kind)
+    trainer = object.__new__(kind)
     CoreTrainer.__init__(trainer, options, attrs.evolve(make_parts(), queue=queue))
-    sent = _load(body, trainer)
-    vars(trainer).update(sent["extra"])
-    for plugin in sent["plugins"]:
+    return trainer
+
+
+def _fill(trainer: Any, given: Mapping[str, Any]) -> None:
+    """Give a trainer what the user gave to the one that started its process."""
+    vars(trainer).update(given["extra"])
+    for plugin in given["plugins"]:
         trainer.register_plugin(plugin)
-    trainer.train_exceptions.extend(sent["exceptions"][0])
-    trainer.test_exceptions.extend(sent["exceptions"][1])
-    model = sent["model"]
-    if sent["trained"] is not None:
-        trainer._carried = model, sent["trained"]  # noqa: SLF001 - its other half has sent it
+    trainer.train_exceptions.extend(given["train_exceptions"])
+    trainer.test_exceptions.extend(given["test_exceptions"])
+    trainer._carried = given["carried"]  # noqa: SLF001 - its other half has sent it
+
+
+def _call(trainer: Any, task: str, model: Any, datamodule: Any, arguments: Mapping[str, Any]) -> Outcome:
+    """Call a method of the trainer, and return what it came to.
+
+    Raises:
+        WorldError: another process failed.
+        _EndedError: this one did; holds the outcome.
+    """
     error: Exception | None = None
     is_done = False
     try:
-        is_done = getattr(trainer, task)(model, sent["datamodule"], **sent["arguments"])
-    except Exception as caught:  # noqa: BLE001 - it leaves in the process that started this one
+        is_done = getattr(trainer, task)(model, datamodule, **arguments)
+        error = trainer.error
+    except Exception as caught:  # noqa: BLE001 - it goes on in the process that started this one
         error = caught
-    return _reply(trainer, task, model, is_done, error or trainer.error)
-
-
-def _reply(trainer: Any, task: str, model: Any, is_done: bool, error: Exception | None) -> bytes:
-    tree = None
-    if task == "fit" and error is None:
-        tree = {
-            "backend": "torch",
-            "state": trainer.state,
-            "model": _on_host(model.state_dict()),
-            "attributes": _on_host(model.changed_attributes()),
-        }
+    if isinstance(error, WorldError):
+        raise error
     outcome = Outcome(
         is_done=is_done,
         has_begun=trainer._begun,  # noqa: SLF001 - its other half asks
@@ -166,10 +169,22 @@ def _reply(trainer: Any, task: str, model: Any, is_done: bool, error: Exception 
         history=trainer.history,
         test_results=trainer.test_results,
         best_checkpoint=trainer.best_checkpoint,
-        trained=tree if trainer.rank == 0 else None,
+        trained=_take_trained(trainer, model) if task == "fit" and error is None else None,
     )
-    text = "" if error is None else "".join(traceback.format_exception(error))
-    return _dump(_Reply(outcome, text))
+    if error is not None:
+        raise _EndedError(outcome) from error
+    return outcome
+
+
+def _take_trained(trainer: Any, model: Any) -> dict[str, Any] | None:
+    """Return a trained model as a checkpoint holds it, in the first process; all must call it together."""
+    tree = {
+        "backend": "torch",
+        "state": trainer.state,
+        "model": _on_host(model.state_dict()),
+        "attributes": _on_host(model.changed_attributes()),
+    }
+    return tree if trainer.rank == 0 else None
 
 
 def _on_host(value: Any) -> Any:
@@ -185,26 +200,3 @@ def _on_host(value: Any) -> Any:
     if type(value) in {list, tuple}:
         return type(value)(map(_on_host, value))
     return value
-
-
-# -- what travels -----------------------------------------------------------------------------------------------------
-
-
-def _dump(value: Any, trainer: Any = None) -> bytes:
-    base: Any = importlib.import_module("cloudpickle").Pickler
-
-    class Pickler(base):  # type: ignore[misc]  # cloudpickle has no types
-        def persistent_id(self, obj: Any) -> str | None:
-            return _TRAINER if trainer is not None and obj is trainer else None
-
-    file = io.BytesIO()
-    Pickler(file).dump(value)
-    return file.getvalue()
-
-
-def _load(data: bytes, trainer: Any = None) -> Any:
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, pid: Any) -> Any:
-            return trainer
-
-    return Unpickler(io.BytesIO(data)).load()

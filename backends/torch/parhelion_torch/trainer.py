@@ -7,7 +7,9 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, SupportsIndex
 
+import attrs
 import torch
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
@@ -18,6 +20,7 @@ from parhelion.training import Trainer as CoreTrainer
 from .arrays import Arrays
 from .data import loader_for
 from .devices import choose_gpus
+from .own_processes import OwnProcesses, count_processes
 from .placement import Placement
 from .randomness import Randomness
 from .world import discover_world, telling_what_broke
@@ -40,7 +43,8 @@ class Trainer(CoreTrainer):
         enable_deterministic: use deterministic kernels only, so that weights are the same bits again.
         early_stop_cycles: validations without an improvement after which training stops; None or 0 for never.
         use_cpu: train on the CPU although there is a GPU.
-        gpus: ids of the GPUs to train on; None for the first, one per process.
+        gpus: ids of the GPUs to train on, each by a process that the trainer starts if there are several; None for all
+            that are visible. In a process that a launcher has started: the one at its local rank.
         random_seed: an integer in [0, 2**64) that keys initialization and steps; 6691 if None.
         enable_tensorboard: write event files to ``run_path``.
         enable_file_logging: write a log file to ``log_path``.
@@ -57,10 +61,13 @@ class Trainer(CoreTrainer):
         limit_batches: batches after which an epoch and an evaluation end early.
         dry_run: one update and one validation batch, without writing anything.
         nan_guard: stop with an error when a loss is NaN or infinite.
+        num_processes: processes that the trainer starts for ``fit`` and ``test``; None for one for each GPU, or none.
 
     Raises:
         InvalidValueError: (a ValueError) an argument cannot work; the message names it.
     """
+
+    _own: OwnProcesses | None = None
 
     def __init__(  # noqa: PLR0917 - the reference page fixes the arguments
         self,
@@ -93,6 +100,7 @@ class Trainer(CoreTrainer):
         limit_batches: int | None = None,
         dry_run: bool = False,
         nan_guard: bool = True,
+        num_processes: int | None = None,
     ) -> None:
         options = TrainerOptions(
             run_name=run_name,
@@ -129,13 +137,29 @@ class Trainer(CoreTrainer):
                 "enable_deterministic and enable_cudnn_benchmark are both True; expected one at most, since the "
                 "benchmark may take another algorithm each time."
             )
-        gpu_ids = choose_gpus(use_cpu, gpus)
-        device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
-        world = discover_world(device)
-        switches = partial(
-            _switches, device, world, deterministic=enable_deterministic, benchmark=enable_cudnn_benchmark
-        )
-        super().__init__(options, _parts(device, gpu_ids, world, switches))
+        before = set(vars(self))
+        make_parts = partial(_make_parts, use_cpu, gpus, enable_deterministic, enable_cudnn_benchmark)
+        parts = make_parts()
+        count = count_processes(num_processes, parts.gpu_ids, parts.world.size)
+        self._own = None if count == 1 else OwnProcesses(count, make_parts)
+        super().__init__(options, attrs.evolve(parts, starter=self._own))
+        if self._own is not None:
+            self._own.own_names = frozenset(set(vars(self)) - before)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Return how to pickle the trainer, which becomes that of a process that it starts."""
+        if self._own is None or not self._own.is_sending:
+            return super().__reduce_ex__(protocol)
+        return self._own.pack(self)
+
+
+def _make_parts(use_cpu: bool | None, gpus: list[int] | None, deterministic: bool, benchmark: bool) -> BackendParts:
+    """Return torch's parts in this process, which joins others if it has been started with them."""
+    gpu_ids = choose_gpus(use_cpu, gpus)
+    device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
+    world = discover_world(device)
+    switches = partial(_switches, device, world, deterministic=deterministic, benchmark=benchmark)
+    return _parts(device, gpu_ids, world, switches)
 
 
 def _parts(
