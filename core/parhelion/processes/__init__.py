@@ -9,6 +9,7 @@ from ._meeting import Meeting as Meeting
 from ._world import World as World
 
 if _TYPE_CHECKING:
+    from ._launch import launch as launch
     from ._launched import Launched as Launched
     from ._launched import find_launched as find_launched
     from ._opening import open_world as open_world
@@ -17,6 +18,7 @@ if _TYPE_CHECKING:
 __getattr__, __dir__ = _import_later(
     __name__,
     {
+        "_launch": "launch",
         "_launched": "Launched find_launched",
         "_opening": "open_world",
     },
