@@ -13,6 +13,8 @@ if _TYPE_CHECKING:
     from ._launched import Launched as Launched
     from ._launched import find_launched as find_launched
     from ._opening import open_world as open_world
+    from ._queue import SharedQueue as SharedQueue
+    from ._spawn import spawn as spawn
 
 # Most runs have one process, and need none of this: 20 ms.
 __getattr__, __dir__ = _import_later(
@@ -21,5 +23,7 @@ __getattr__, __dir__ = _import_later(
         "_launch": "launch",
         "_launched": "Launched find_launched",
         "_opening": "open_world",
+        "_queue": "SharedQueue",
+        "_spawn": "spawn",
     },
 )
