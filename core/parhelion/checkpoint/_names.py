@@ -114,10 +114,10 @@ def is_abandoned(name: str, *, all_hosts: bool = False) -> bool:
 def _start_time(pid: int) -> int:
     """Return when a process started, in ticks since boot; 0 where the system does not tell."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        status = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return 0
-    return int(status.rpartition(")")[2].split()[19])
+    return int(status.rpartition(b")")[2].split()[19])
 
 
 def _host() -> str:

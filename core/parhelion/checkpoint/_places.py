@@ -19,9 +19,10 @@ _COLLAPSED: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 def _strip(url: str) -> str:
     scheme, mark, rest = url.partition("://")
-    if not mark or not scheme or not rest.strip("/"):
+    if not mark or not scheme or not rest.strip("/") or "::" in url:
         raise InvalidValueError(
-            f"URL is {url!r}; expected '<scheme>://<place>', such as 's3://bucket/runs'. Name a place in it."
+            f"URL is {url!r}; expected '<scheme>://<place>', such as 's3://bucket/runs', and no '::'. Name a place in "
+            "it."
         )
     return f"{scheme}://{rest.rstrip('/')}"
 

@@ -75,7 +75,11 @@ def load_checkpoint(path: Where, adapter: ArrayAdapter | None = None, *, share: 
     """
     folder = as_place(path)
     _check_share(share)
-    if not store_of(folder).is_folder(folder):
+    try:
+        is_there = store_of(folder).is_folder(folder)
+    except OSError as error:
+        raise unreadable(folder, MANIFEST, error) from error
+    if not is_there:
         raise CheckpointError(
             f"checkpoint is {str(folder)!r}; expected an existing folder with {MANIFEST} in it. Check the "
             "path, or let find_last_checkpoint find one."
@@ -93,11 +97,13 @@ def read_checkpoint(folder: Place, adapter: ArrayAdapter | None, share: tuple[in
     """Return what ``load_checkpoint`` does; a folder that has vanished counts as damaged."""
     manifest = read_manifest(folder)
     arrays: dict[str, AnyArray] = dict(_stored_arrays(folder, manifest))
-    verify = isinstance(adapter, StoredDecoder)
+    is_lazy = isinstance(adapter, StoredDecoder)
     for number, (file, entry) in enumerate(manifest.files.items()):
-        is_mine = verify and number % share[1] == share[0]
-        arrays.update(_read_file(folder, file, entry, _rows_in(folder, file, entry, manifest), verify_parts=is_mine))
-    if not verify:
+        rows = _rows_in(folder, file, entry, manifest)
+        is_mine = number % share[1] == share[0]
+        if not is_lazy or is_mine or any(isinstance(row, ArrayEntry) for _, row in rows):
+            arrays.update(_read_file(folder, file, entry, rows, verify_parts=is_lazy and is_mine))
+    if not is_lazy:
         arrays = {name: array.read_all() if isinstance(array, StoredArray) else array for name, array in arrays.items()}
     return Checkpoint(unflatten(manifest.tree, arrays, adapter), manifest.meta, folder)
 
@@ -107,13 +113,13 @@ def _stored_arrays(folder: Place, manifest: Manifest) -> Iterator[tuple[str, Sto
     for name, entry in manifest.arrays.items():
         if not isinstance(entry, SplitEntry):
             continue
-        parts = [
-            StoredPart(box_of(part.start, part.shape), functools.partial(_fetch_part, folder, name, part))
-            for part in entry.parts
-        ]
         try:
             if not {part.file for part in entry.parts} <= manifest.files.keys():
                 raise ValueError("a part is in a file that is not listed")
+            parts = [
+                StoredPart(box_of(part.start, part.shape), functools.partial(_fetch_part, folder, name, part))
+                for part in entry.parts
+            ]
             yield name, stored_from_parts(entry.dtype, entry.shape, parts, element_size(entry.parts))
         except MALFORMED as error:
             raise malformed(folder, ValueError(f"array {name}: {error}")) from error
@@ -139,12 +145,9 @@ def _read_file(
     *,
     verify_parts: bool,
 ) -> dict[str, HostArray]:
-    """Return the whole arrays of a file, and verify the parts in it if asked to."""
+    """Return the whole arrays of a file, and verify the parts in it that nobody is about to read."""
     wholes = [(name, row) for name, row in rows if isinstance(row, ArrayEntry)]
     parts = [(name, row) for name, row in rows if isinstance(row, PartEntry)]
-    if parts and not wholes and not verify_parts:
-        # Another process verifies it, or this one does when it reads the parts.
-        return {}
     arrays: dict[str, HostArray] = {}
     try:
         with store_of(folder).open(folder, file) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, overload
@@ -19,7 +20,7 @@ from ._reader import Checkpoint, read_checkpoint
 from ._stores import store_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
 
     from ._arrays import ArrayAdapter
     from ._places import Where
@@ -208,23 +209,19 @@ def delete_checkpoint(path: Where) -> None:
     """
     folder = as_place(path)
     is_link = isinstance(folder, Path) and folder.is_symlink()
-    if is_link or not (MANIFEST in store_of(folder).files(folder) or _is_ours(folder)):
-        what = "a link" if is_link else "no checkpoint"
+    with _telling(folder, "looked at"):
+        is_one = not is_link and (MANIFEST in store_of(folder).files(folder) or _is_ours(folder))
+    if not is_one:
         raise CheckpointError(
-            f"{folder} is {what}; expected a folder with {MANIFEST} or files of arrays in it. Delete it yourself if "
-            "it is not needed."
+            f"{folder} is {'a link' if is_link else 'no checkpoint'}; expected a folder with {MANIFEST} or files of "
+            "arrays in it. Delete it yourself if it is not needed."
         )
     _delete(folder)
 
 
 def _delete(folder: Place) -> None:
-    try:
+    with _telling(folder, "deleted"):
         store_of(folder).delete(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {folder} could not be deleted ({error.strerror or error}); expected a writable "
-            "folder. Check the permissions of its parent."
-        ) from error
 
 
 def supersede(path: Where) -> str:
@@ -239,11 +236,17 @@ def supersede(path: Where) -> str:
         CheckpointError: that failed.
     """
     folder = as_place(path)
-    try:
+    with _telling(folder, "put out of the way"):
         return store_of(folder).supersede(folder)
+
+
+@contextlib.contextmanager
+def _telling(folder: Place, what: str) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {folder} could not be put out of the way ({error.strerror or error}); expected a writable "
+            f"checkpoint {folder} could not be {what} ({error.strerror or error}); expected a writable "
             "folder. Check the permissions of its parent."
         ) from error
 
@@ -255,21 +258,42 @@ def remove_leftovers(root: Where | None, *, all_hosts: bool = False) -> list[Pat
         root: the checkpoints' folder.
         all_hosts: whether what other hosts left goes too. Whether their processes still live cannot be seen from
             here: only who holds the run's lock may say so.
+
+    Raises:
+        CheckpointError: the folder cannot be listed.
     """
     if root is None:
         return []
     place = as_place(root)
-    return store_of(place).remove_leftovers(place, all_hosts=all_hosts)
+    with _listing(place):
+        return store_of(place).remove_leftovers(place, all_hosts=all_hosts)
 
 
-def _folders(root: Where | None) -> Iterator[Place]:
-    if root is not None:
-        place = as_place(root)
-        yield from store_of(place).folders(place)
+def _folders(root: Where | None) -> list[Place]:
+    if root is None:
+        return []
+    place = as_place(root)
+    with _listing(place):
+        return list(store_of(place).folders(place))
+
+
+@contextlib.contextmanager
+def _listing(root: Place) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoints in {root} cannot be listed ({error.strerror or error}); expected a readable folder. "
+            "Check its permissions, or the connection to it."
+        ) from error
 
 
 def _is_ours(folder: Place) -> bool:
-    return looks_like_one(folder.name) or any(map(SHARD.fullmatch, store_of(folder).files(folder)))
+    if looks_like_one(folder.name):
+        return True
+    with contextlib.suppress(OSError):
+        return any(map(SHARD.fullmatch, store_of(folder).files(folder)))
+    return False
 
 
 def _describe(folder: Place) -> CheckpointInfo:
@@ -299,7 +323,8 @@ def _set_unreadable_aside(root: Where | None) -> None:
 
 def _report(folder: Place, error: CheckpointError) -> None:
     store = store_of(folder)
-    if not store.is_folder(folder):
-        # Another process pruned it, or set it aside and said so.
-        return
+    with _listing(folder):
+        if not store.is_folder(folder):
+            # Another process pruned it, or set it aside and said so.
+            return
     _LOGGER.warning("%s (%s)", error, store.set_aside(folder) or "it could not be renamed")

@@ -11,12 +11,14 @@ import pytest
 from parhelion.checkpoint import (
     CheckpointInfo,
     _names,
+    delete_checkpoint,
     find_last_checkpoint,
     list_checkpoints,
     load_newest,
     prune,
     remove_leftovers,
     save_checkpoint,
+    supersede,
 )
 from parhelion.errors import CheckpointError, InvalidValueError
 
@@ -66,6 +68,43 @@ def test_the_manifest_decides_and_not_the_name(tmp_path):
     assert find_last_checkpoint(str(tmp_path)) == last
 
 
+@pytest.mark.parametrize("run", ["my_epoch_iter_model", "epoch_0", "iter_999_epoch_77_x", "r_epoch_1_iter_100"])
+@pytest.mark.parametrize("seed", range(3))
+def test_neither_names_nor_the_order_of_a_listing_decide_which_is_the_last(tmp_path, monkeypatch, run, seed):
+    counters = [(1, 100), (2, 50), (2, 9), (0, 10), (10, 9), (9, 9), (0, 0)]
+    for epoch, iteration in counters:
+        save(tmp_path, iteration, epoch=epoch, run=run)
+    real = Path.iterdir
+
+    def iterdir(self):
+        found = sorted(real(self))
+        return iter([found[index] for index in np.random.default_rng(seed).permutation(len(found))])
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert find_last_checkpoint(tmp_path) == tmp_path / f"{run}_epoch_1_iter_100"
+    assert [(info.epoch, info.iteration) for info in list_checkpoints(tmp_path)] == sorted(
+        counters, key=lambda each: (each[1], each[0]), reverse=True
+    )
+
+
+def test_stray_files_and_loops_of_links_are_passed_over(tmp_path):
+    good = save(tmp_path, 1)
+    (tmp_path / "run_epoch_1_iter_9").symlink_to(tmp_path / "run_epoch_1_iter_9")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "run_epoch_2_iter_8").symlink_to(good)
+    (tmp_path / "run_epoch_1_iter_7").write_text("a file")
+    (tmp_path / "manifest.json").write_text("{}")
+    (good / "notes.txt").write_text("mine")
+    (good / "up").symlink_to(tmp_path)
+    assert [info.path for info in list_checkpoints(tmp_path)] == [good]
+    assert load_newest(tmp_path).path == good
+    assert prune(tmp_path, 1) == []
+    assert remove_leftovers(tmp_path) == []
+    assert len(names(tmp_path)) == 9
+
+
 def test_only_folders_with_a_readable_manifest_are_listed(tmp_path):
     good = save(tmp_path, 1)
     (save(tmp_path, 2) / "manifest.json").write_text("{")
@@ -91,6 +130,15 @@ def test_what_may_not_be_read_is_an_error_only_under_a_checkpoints_name(tmp_path
         return real(self)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert find_last_checkpoint(tmp_path) == good
+    real_list = Path.iterdir
+
+    def iterdir(self):
+        if self == locked:
+            raise PermissionError(13, "Permission denied")
+        return real_list(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
     assert find_last_checkpoint(tmp_path) == good
     save(tmp_path, 2)
     with pytest.raises(CheckpointError, match=r"iter_2 cannot be read \(manifest\.json: Permission denied\)"):
@@ -184,3 +232,63 @@ def test_a_reused_process_number_does_not_keep_a_leftover(tmp_path):
         path.mkdir()
     assert remove_leftovers(tmp_path) == [leftover]
     assert set(tmp_path.iterdir()) == {foreign, unrelated}
+
+
+def test_what_other_hosts_left_goes_only_when_that_is_asked_for(tmp_path):
+    foreign = tmp_path / ".parhelion-saving-1-1-00000000@another.1"
+    mine = tmp_path / _names.scratch_name("saving")
+    for path in (foreign, mine):
+        path.mkdir()
+    assert remove_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path, all_hosts=True) == [foreign]
+    assert names(tmp_path) == [mine.name]
+
+
+def test_a_small_file_that_a_dead_process_left_goes_too(tmp_path):
+    leftover = tmp_path / f".parhelion-saving-{os.getpid()}-1-00000000@{_names._host()}"
+    leftover.write_text("half of last.json")
+    assert remove_leftovers(tmp_path) == [leftover]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.processes
+def test_files_that_a_killed_replacement_had_put_into_a_checkpoint_go_at_the_next_start(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; import numpy as np;"
+        "from parhelion.checkpoint import save_checkpoint;"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+        "meta = {'run_name': 'run', 'global_epoch': 1, 'global_iteration': 1};"
+        "save_checkpoint(sys.argv[1], 'run_epoch_1_iter_1', {'w': np.zeros(3)}, meta)"
+    )
+    kept = save(tmp_path, 1)
+    core = str(Path(_names.__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, env={**os.environ, "PYTHONPATH": core})
+    assert names(kept) == ["arrays-00000.safetensors", "arrays-00001.safetensors", "manifest.json"]
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert names(kept) == ["arrays-00000.safetensors", "manifest.json"]
+    assert load_newest(tmp_path).tree["w"].tolist() == [1, 1]
+
+
+def test_deleting_one_takes_also_a_damaged_one_and_nothing_that_is_none(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_text("{")
+    delete_checkpoint(path)
+    delete_checkpoint(str(save(tmp_path, 2)))
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(save(tmp_path, 3))
+    for where, what in ((folder, "no checkpoint"), (tmp_path / "nowhere", "no checkpoint"), (link, "a link")):
+        with pytest.raises(CheckpointError, match=rf"{where.name} is {what}; expected a folder with manifest\.json"):
+            delete_checkpoint(where)
+    assert names(tmp_path) == ["last.json", "link", "run_epoch_1_iter_3", "thesis"]
+
+
+def test_one_that_is_superseded_is_kept_out_of_the_way(tmp_path):
+    for _ in range(2):
+        done = supersede(save(tmp_path, 2))
+    assert done == f"it is now {tmp_path / 'superseded' / 'run_epoch_1_iter_2-2'}"
+    assert names(tmp_path / "superseded") == ["run_epoch_1_iter_2", "run_epoch_1_iter_2-2"]
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(CheckpointError, match=r"nothing could not be put out of the way \(No such file"):
+        supersede(tmp_path / "nothing")
