@@ -15,7 +15,7 @@ from parhelion.errors import WorldError
 from parhelion.training import BackendParts
 from support.plain import parts
 
-SECONDS = 10
+SECONDS = 30
 
 
 class Table:

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
 
-from ._merging import check_mergeable
+from ._merging import check_counted, check_mergeable
 from ._model import Model
 
 __all__ = ["Scored"]
@@ -92,9 +92,14 @@ class Scored(Model):
         """Return the metrics of a whole pass; one with several values gives a value for each.
 
         From here to the next pass each has counted the records of all ranks.
+
+        Raises:
+            InvalidValueError: a metric that asks the other ranks itself cannot, since one of them had no record.
         """
+        world = None if self._window is None else self._window.world
         values: dict[str, Any] = {}
         for name, metric in self.metrics.items():
+            check_counted(f"metric {name!r}", metric, world)
             whole = self.merged(metric)
             if whole is not metric:
                 metric.load_state_dict(whole.state_dict())

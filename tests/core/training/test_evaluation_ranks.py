@@ -292,6 +292,35 @@ def test_a_metric_that_asks_all_ranks_itself_is_left_to_do_so() -> None:
     assert row["test_own"] == row["test_many_one"] == 6  # of the first rank, which is everybody's with a real one
 
 
+class Keeper(Synced):
+    """Keeps the labels that it was given, as torchmetrics' exact metrics do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric_state: dict[str, Any] = {"target": [], "count": np.zeros(1)}
+
+    def update(self, labels: Any) -> None:
+        super().update(labels)
+        self.metric_state["target"].append(labels)
+
+
+def test_a_rank_without_records_is_named_where_a_metric_that_keeps_them_would_end_all_processes() -> None:
+    class Model(Judge):
+        def setup(self, fast_init: bool = False) -> None:
+            self.metrics = {"kept": Keeper()}
+
+        def examine(self, batch: Any) -> Any:
+            return 0.0, {"kept": (batch["label"],)}
+
+    for error in run_test(Model, CasesData(3, 1), ranks=4):
+        assert isinstance(error, InvalidValueError)
+        assert str(error).startswith(
+            "metric 'kept' is a Keeper, which keeps what it is given, and process 3 was given nothing: the split has "
+            "too few records for 4 ranks."
+        )
+    assert [row["test_kept"] for row in run_test(Model, CasesData(4, 1), ranks=4)] == [1] * 4
+
+
 class Order:
     """A user's metric: the order of what was counted."""
 
