@@ -1,6 +1,6 @@
 """A script as users write it, without a guard, whose trainer starts its own processes.
 
-    torch_own_processes.py FOLDER            leaves FOLDER/facts.json: what the trainer here knows after each call
+torch_own_processes.py FOLDER            leaves FOLDER/facts.json: what the trainer here knows after each call
 """
 
 import json

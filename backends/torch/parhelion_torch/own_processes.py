@@ -113,6 +113,9 @@ class OwnProcesses:
 class _EndedError(Exception):
     """Brings home the outcome of a process that ended by an error."""
 
+    def __str__(self) -> str:
+        return "the call ended by the error above"
+
 
 def _failed(outcome: Outcome, story: WorldError) -> Outcome:
     """Return an outcome whose error tells what happened in the process that it is from."""

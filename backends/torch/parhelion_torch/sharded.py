@@ -14,7 +14,7 @@ from parhelion.errors import UnsavableValueError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["StoredTensor", "as_spread", "fitted", "is_spread", "local_part", "whole", "writes_part"]
+__all__ = ["StoredTensor", "as_spread", "fitted", "is_spread", "local_box", "local_part", "whole", "writes_part"]
 
 Box: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -58,7 +58,7 @@ def local_part(tensor: DTensor, path: str) -> tuple[tuple[int, ...], Tensor]:
     Raises:
         UnsavableValueError: its part is no box of the whole.
     """
-    start, shape = _box(tensor, path)
+    start, shape = local_box(tensor, path)
     local: Tensor = tensor._local_tensor  # noqa: SLF001 - to_local() makes a new view, which an empty part is known by
     if tuple(local.shape) != shape:
         raise _refused(tensor, path)
@@ -91,7 +91,7 @@ def fitted(value: Any, target: Any) -> Any:
     spread = as_spread(target)
     if spread is None or not isinstance(value, (Tensor, StoredTensor)) or as_spread(value) is not None:
         return whole(value)
-    start, shape = _box(spread, "a parameter")
+    start, shape = local_box(spread, "a parameter")
     if isinstance(value, StoredTensor):
         local = value.read(start, shape)
     else:
@@ -113,7 +113,7 @@ def _spread_like(target: DTensor, local: Tensor, shape: tuple[int, ...]) -> Tens
     )
 
 
-def _box(tensor: DTensor, path: str) -> Box:
+def local_box(tensor: DTensor, path: str) -> Box:
     """Return where the part of this process begins in the whole, and its shape.
 
     An axis is cut as ``torch.chunk`` cuts it; by several dimensions of the mesh, one after another.
