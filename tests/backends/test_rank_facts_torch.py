@@ -39,7 +39,9 @@ def test_in_both_of_two_ranks(facts, name) -> None:
 
 @pytest.mark.parametrize("kind", ["spread", "replicated"])
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.endurance)])
-def test_runs_under_torchrun_end_cleanly_whatever_the_script_still_holds(kind, count) -> None:
+def test_runs_under_torchrun_end_cleanly_whatever_the_script_still_holds(kind, count, request) -> None:
+    if count > 1 and "endurance" not in request.config.option.markexpr:
+        pytest.skip("takes minutes; run with -m endurance")
     for _ in range(count):
         ended = torch_launch.run_torchrun(2, ENDING, kind, seconds=200)
         assert "terminate called" not in ended.text

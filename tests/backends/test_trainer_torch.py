@@ -194,7 +194,7 @@ def test_without_a_gpu_and_without_a_wish_the_cpu_is_used(monkeypatch) -> None:
 
 def test_half_of_what_a_launcher_says_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"RANK is missing"):
+    with pytest.raises(ValueError, match=r"RANK is not set; expected it"):
         make_trainer()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not make_trainer().is_distributed
