@@ -9,7 +9,7 @@ import torch
 from parhelion.checkpoint import HostArray, Part, ShardedArray, StoredArray, dense_strides
 from parhelion.errors import CheckpointMismatchError, UnsavableValueError
 
-from .sharded import StoredTensor, as_spread, local_part, writes_part
+from .sharded import StoredTensor, as_spread, live_part, local_part, writes_part
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -135,8 +135,9 @@ class Arrays:
 
 def _local_identity(tensor: DTensor) -> Hashable:
     """Return what the parts of equal tensors share in this process, also where they are empty."""
-    local = tensor._local_tensor  # noqa: SLF001 - to_local() makes a new view, and the part may be empty
-    where = local.data_ptr() or local.untyped_storage()._cdata  # noqa: SLF001 - an empty part has no address
+    local = live_part(tensor)
+    storage: Any = local.untyped_storage()
+    where = local.data_ptr() or storage._cdata  # noqa: SLF001 - an empty part has no address
     return where, local.device, local.dtype, tuple(local.shape), local.stride()
 
 

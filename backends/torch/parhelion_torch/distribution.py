@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.distributed
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _get: Callable[..., Any] = nn.Module.__getattr__  # pyright: ignore[reportAssignmentType]
+_group: Any = torch.distributed  # its functions have no types
 Tensors: TypeAlias = Sequence[Tensor]
 
 
@@ -49,13 +50,14 @@ class Replicated(DistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
-        super().__init__(module, **options)
+        cast("Any", super()).__init__(module, **options)
         self._is_made = True
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return what the module makes of the inputs."""
-        call = super().forward if torch.is_grad_enabled() else self.module
-        return call(*inputs, **kwargs)
+        if torch.is_grad_enabled():
+            return cast("Any", super()).forward(*inputs, **kwargs)
+        return cast("Any", self).module(*inputs, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return the wrapped module's attribute where this has none."""
@@ -139,8 +141,9 @@ class Remainder:
         for parameters in _by_device(self._parameters):
             known = torch.tensor([each.grad is not None for each in parameters], dtype=torch.uint8)
             known = known.to(parameters[0].device)
-            torch.distributed.all_reduce(known, torch.distributed.ReduceOp.MAX)
-            trained = [each for each, is_known in zip(parameters, known.tolist(), strict=True) if is_known]
+            _group.all_reduce(known, _group.ReduceOp.MAX)
+            is_known = cast("list[int]", known.tolist())  # pyright: ignore[reportUnknownMemberType]
+            trained = [each for each, is_there in zip(parameters, is_known, strict=True) if is_there]
             for each in trained:
                 if each.grad is None:
                     each.grad = torch.zeros_like(each)
@@ -196,9 +199,9 @@ def share_first(tensors: Tensors) -> None:
     with torch.no_grad():
         for group in _by_device(tensors):
             sent = torch.cat([each.detach().contiguous().reshape(-1).view(torch.uint8) for each in group])
-            torch.distributed.broadcast(sent, 0)
+            _group.broadcast(sent, 0)
             sizes = [each.numel() * each.element_size() for each in group]
-            for each, part in zip(group, sent.split(sizes), strict=True):
+            for each, part in zip(group, torch.split(sent, sizes), strict=True):
                 # A copy lies where its elements may begin.
                 each.copy_(part.clone().view(each.dtype).reshape(each.shape))
 
@@ -208,13 +211,13 @@ def first_known(value: Any) -> Any:
 
     All must call it together, and one must have a value.
     """
-    known: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(known, value is not None)
+    known: list[Any] = [None] * _group.get_world_size()
+    _group.all_gather_object(known, value is not None)
     if all(known):
         return value
     source = known.index(True)
-    sent = [move(value, torch.device("cpu")) if torch.distributed.get_rank() == source else None]
-    torch.distributed.broadcast_object_list(sent, source)
+    sent = [move(value, torch.device("cpu")) if _group.get_rank() == source else None]
+    _group.broadcast_object_list(sent, source)
     return sent[0] if value is None else value
 
 
@@ -229,9 +232,10 @@ def _average(gradients: Tensors) -> None:
         kinds[each.dtype].append(each)
     for kind in kinds.values():
         together = torch.cat([each.reshape(-1) for each in kind])
-        torch.distributed.all_reduce(together)
-        together /= torch.distributed.get_world_size()
-        for each, part in zip(kind, together.split([each.numel() for each in kind]), strict=True):
+        _group.all_reduce(together)
+        together /= _group.get_world_size()
+        sizes = [each.numel() for each in kind]
+        for each, part in zip(kind, torch.split(together, sizes), strict=True):
             each.copy_(part.reshape(each.shape))
 
 
@@ -257,7 +261,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
             nn.utils.clip_grad_norm_(kind, max_norm)
         return
     norms = [_whole_norm([each.grad for each in kind if each.grad is not None]) for kind in kinds.values()]
-    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    total = torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum().sqrt()
     for kind in kinds.values():
         nn.utils.clip_grads_with_norm_(kind, max_norm, total)
 

@@ -28,8 +28,10 @@ Loss: TypeAlias = "Tensor | tuple[Tensor, Any]"
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What this class saves by itself; anything else with state is saved as in any model.
-_OWN = {"module", "optimizer", "schedules", "metrics", "_average", "_trained", "_scaler", "_scheduled", "_strays"}
-_OWN |= {"_replica", "_kept"}
+_OWN = {
+    *("module", "optimizer", "schedules", "metrics"),
+    *("_average", "_trained", "_scaler", "_scheduled", "_strays", "_replica"),
+}
 
 
 class LossModel(Scored, Model):

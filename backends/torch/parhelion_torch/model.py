@@ -104,7 +104,7 @@ class Model(CoreModel):
 
     def shared_buffers(self) -> list[Tensor]:
         """Return the buffers that each process has its own version of, as after a batch normalization's step."""
-        return [buffer for replica in self._replicas for buffer in replica.module.buffers()]
+        return [buffer for replica in self._replicas for buffer in plain_module(replica).buffers()]
 
     # -- modes --------------------------------------------------------------------------------------------------------
 

@@ -99,14 +99,15 @@ class OwnProcesses:
         Args:
             trainer: the one that starts them.
         """
-        given = {
-            "extra": {name: value for name, value in vars(trainer).items() if name not in self.own_names},
+        given: dict[str, Any] = {
+            "extra": {name: value for name, value in _attributes(trainer).items() if name not in self.own_names},
             "plugins": list(trainer.plugins.values()),
             "train_exceptions": trainer.train_exceptions,
             "test_exceptions": trainer.test_exceptions,
             "carried": trainer._carried,  # noqa: SLF001 - its other half
         }
-        made = type(trainer), trainer._options, self.make_parts, self.queue  # noqa: SLF001 - see above
+        kind = cast("Any", type(trainer))
+        made = kind, trainer._options, self.make_parts, self.queue  # noqa: SLF001 - see above
         return _rebuild, made, given, None, None, _fill
 
 
@@ -125,6 +126,10 @@ def _failed(outcome: Outcome, story: WorldError) -> Outcome:
     return outcome
 
 
+def _attributes(trainer: CoreTrainer) -> dict[str, Any]:
+    return vars(trainer)
+
+
 # -- in the processes -------------------------------------------------------------------------------------------------
 
 
@@ -132,14 +137,14 @@ def _rebuild(kind: type[Any], options: Any, make_parts: Callable[[], BackendPart
     """Return a trainer for one of the processes, which joins the others."""
     if "OMP_NUM_THREADS" not in os.environ:  # all together have as many threads as one would have
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["WORLD_SIZE"])))
-    trainer = object.__new__(kind)
+    trainer: Any = object.__new__(kind)
     CoreTrainer.__init__(trainer, options, attrs.evolve(make_parts(), queue=queue))
     return trainer
 
 
 def _fill(trainer: Any, given: Mapping[str, Any]) -> None:
     """Give a trainer what the user gave to the one that started its process."""
-    vars(trainer).update(given["extra"])
+    _attributes(trainer).update(given["extra"])
     for plugin in given["plugins"]:
         trainer.register_plugin(plugin)
     trainer.train_exceptions.extend(given["train_exceptions"])
@@ -196,7 +201,7 @@ def _on_host(value: Any) -> Any:
         spread = as_spread(value)
         return (value if spread is None else spread.full_tensor()).detach().cpu()
     if isinstance(value, dict):
-        there = copy.copy(cast("dict[Any, Any]", value))  # with torch's notes on it
+        there = copy.copy(cast("Any", value))  # with torch's notes on it
         for key, each in there.items():
             there[key] = _on_host(each)
         return there

@@ -14,7 +14,17 @@ from parhelion.errors import UnsavableValueError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["StoredTensor", "as_spread", "fitted", "is_spread", "local_box", "local_part", "whole", "writes_part"]
+__all__ = [
+    "StoredTensor",
+    "as_spread",
+    "fitted",
+    "is_spread",
+    "live_part",
+    "local_box",
+    "local_part",
+    "whole",
+    "writes_part",
+]
 
 Box: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -59,10 +69,16 @@ def local_part(tensor: DTensor, path: str) -> tuple[tuple[int, ...], Tensor]:
         UnsavableValueError: its part is no box of the whole.
     """
     start, shape = local_box(tensor, path)
-    local: Tensor = tensor._local_tensor  # noqa: SLF001 - to_local() makes a new view, which an empty part is known by
+    local = live_part(tensor)
     if tuple(local.shape) != shape:
         raise _refused(tensor, path)
     return start, local
+
+
+def live_part(tensor: DTensor) -> Tensor:
+    """Return this process's part of a tensor itself; ``to_local()`` makes another view each time."""
+    part: Tensor = cast("Any", tensor)._local_tensor  # noqa: SLF001 - see above
+    return part
 
 
 def writes_part(tensor: DTensor) -> bool:
@@ -102,7 +118,7 @@ def fitted(value: Any, target: Any) -> Any:
 def _spread_like(target: DTensor, local: Tensor, shape: tuple[int, ...]) -> Tensor:
     from torch.distributed.tensor import DTensor  # noqa: PLC0415 - see as_spread
 
-    device = target._local_tensor.device  # noqa: SLF001 - see local_part
+    device = live_part(target).device
     return DTensor.from_local(
         local.to(device).contiguous(),
         target.device_mesh,
@@ -124,10 +140,10 @@ def local_box(tensor: DTensor, path: str) -> Box:
     coordinate = _coordinate(tensor)
     if coordinate is None:
         return (0,) * tensor.ndim, (0,) * tensor.ndim
-    mesh = cast("tuple[int, ...]", tuple(tensor.device_mesh.shape))
+    mesh = tuple(tensor.device_mesh.shape)
     for place, size, placement in zip(coordinate, mesh, tensor.placements, strict=True):
         if type(placement) is Shard:
-            axis = placement.dim
+            axis = int(cast("Any", placement).dim)
             chunk = -(-shape[axis] // size)
             begin = min(place * chunk, shape[axis])
             start[axis], shape[axis] = start[axis] + begin, min(chunk, shape[axis] - begin)

@@ -57,7 +57,8 @@ def walk(place: str, value: Any, kind: type[T]) -> Iterator[tuple[str, T]]:
 def plain_module(module: nn.Module) -> nn.Module:
     """Return the module that was compiled or replicated, whose weights have the names that they have without it."""
     while True:
-        inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", module)
+        holder = "module" if isinstance(module, DistributedDataParallel) else "_orig_mod"
+        inner: nn.Module = getattr(module, holder, module)
         if inner is module:
             return module
         module = inner

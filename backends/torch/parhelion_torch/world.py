@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed
@@ -97,7 +97,7 @@ def _find_local_rank(launched: Launched | None, device: torch.device | None) -> 
 def _share(value: Any) -> list[Any]:
     """Return what every process gives here, by rank: the one use of the framework's own gather."""
     values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
+    cast("Any", torch.distributed).all_gather_object(values, value)
     return values
 
 
