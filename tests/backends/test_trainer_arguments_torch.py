@@ -42,10 +42,10 @@ def test_an_argument_that_cannot_work_is_refused_at_construction(options, messag
         backend.Trainer(**options)
 
 
-def test_several_processes_are_refused_in_this_release(monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2; expected 1, since this release trains in one process"):
-        backend.Trainer()
+@pytest.mark.parametrize("number", [0, True, "2"])
+def test_a_number_of_processes_that_is_none_is_refused_at_construction(number) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"num_processes is .*; expected"):
+        backend.Trainer(use_cpu=True, num_processes=number)
 
 
 def test_a_trainer_on_the_cpu_says_so() -> None:

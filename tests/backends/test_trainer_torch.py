@@ -174,7 +174,7 @@ def test_devices_that_are_not_there_or_contradict_are_refused(options, error, me
     [
         ([2], r"gpus has \[2\]; expected ids from 0 to 1"),
         ([True], r"gpus has \[True\]; expected ids from 0 to 1"),
-        ([0, 1], r"gpus is \[0, 1\]; expected one id, since this release trains in one process"),
+        ([0, 0], r"gpus is \[0, 0\]; expected each id once"),
     ],
 )
 def test_ids_of_gpus_are_checked_against_those_there(gpus, message, monkeypatch) -> None:
@@ -183,7 +183,7 @@ def test_ids_of_gpus_are_checked_against_those_there(gpus, message, monkeypatch)
     with pytest.raises(ValueError, match=message):
         backend.Trainer(gpus=gpus)
     assert backend.Trainer(gpus=[1]).gpu_ids == [1]
-    assert backend.Trainer().gpu_ids == [0]
+    assert backend.Trainer().gpu_ids == [0, 1]
     assert backend.Trainer(use_cpu=True).gpu_ids == []
 
 
@@ -192,16 +192,12 @@ def test_without_a_gpu_and_without_a_wish_the_cpu_is_used(monkeypatch) -> None:
     assert backend.Trainer().device == backend.Trainer(use_cpu=False).device == torch.device("cpu")
 
 
-def test_several_processes_are_refused(monkeypatch) -> None:
+def test_half_of_what_a_launcher_says_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2; expected 1, since this release trains in one process"):
+    with pytest.raises(ValueError, match=r"RANK is not set; expected it"):
         make_trainer()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not make_trainer().is_distributed
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    with pytest.raises(ValueError, match=r"WORLD_SIZE is 4; expected 1"):
-        make_trainer()
 
 
 def flags() -> Any:

@@ -18,6 +18,10 @@ jax_backend = pytest.importorskip("parhelion_jax")
 FILES = {
     "torch": {
         "attributes": "modules keep numbers and buffers that no state_dict has; a pytree has nothing but its leaves",
+        "devices": "a process trains on one GPU, and is told by its launcher which",
+        "distribution": "wrappers average gradients; on jax the compiled step does, over global arrays",
+        "own_processes": "a trainer starts a process for each GPU; one process of jax has several devices",
+        "sharded": "tensors over processes are told by their placements; jax's arrays know their shards themselves",
         "export": "torch has a file format of its own for weights; safetensors, which both know, is the core's",
         "sources": "tensors that NumPy has no arrays for; jax's arrays are the stateless loaders'",
         "stacking": "batches are made as tensors; on jax they are the core's, in NumPy, until they are placed",
@@ -62,6 +66,14 @@ PUBLIC = {
 
 MEMBERS = {
     "torch": {
+        "Model.distribute": "a module has to be wrapped for several processes",
+        "Model.gradient_sync": "the wrapper is told when a group of batches is complete; on jax a compiled step is",
+        "Model.let_go": "modules over processes hold on to a group that has to end before Python does",
+        "Model.shared_buffers": "each process has buffers of its own between two steps; on jax they are global",
+        "LossModel.distribute": "likewise",
+        "LossModel.gradient_sync": "likewise",
+        "LossModel.let_go": "likewise",
+        "LossModel.shared_buffers": "likewise",
         "Model.modules": "modules are what torch's models consist of",
         "LossModel.modules": "likewise",
         "Scheduled.done": "torch's schedulers count by themselves; on jax a schedule is a function of the update",
@@ -86,7 +98,7 @@ MEMBERS = {
 }
 
 ARGUMENTS = {
-    "torch": {},
+    "torch": {"Trainer.num_processes": "several processes on the CPU; one of jax has as many devices as it is told"},
     "jax": {
         "Trainer.mesh": "the user's own sharding",
         "Trainer.steps_per_execution": "several steps in one compiled call",

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from parhelion.checkpoint import HostArray, dense_strides
+from parhelion.checkpoint import HostArray, Part, ShardedArray, StoredArray, dense_strides
 from parhelion.errors import CheckpointMismatchError, UnsavableValueError
 
+from .sharded import StoredTensor, as_spread, live_part, local_part, writes_part
+
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterator, Sequence
+
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Arrays"]
 
@@ -47,31 +51,67 @@ class Arrays:
 
     A tensor comes back on the CPU, without a gradient and as a plain tensor (a ``Parameter`` too), with the
     bits, the shape and the dense memory layout (channels last) that it had. Tied tensors come back as one.
+
+    Of a ``DTensor`` each process writes its part, and what comes back where several processes run is a
+    :class:`~parhelion_torch.sharded.StoredTensor`, of which each reads what it needs.
     """
 
     def identity(self, leaf: Any) -> Hashable | None:
         """Return a key that tensors share if they are the same elements in memory; None for others."""
         if not isinstance(leaf, torch.Tensor):
             return None
+        spread = as_spread(leaf)
+        if spread is not None:
+            return "spread", tuple(leaf.shape), spread.placements, _local_identity(spread)
         if not _is_plain(leaf) or leaf.numel() == 0:
             # No memory of its own to compare; the pointer of every empty tensor is null.
             return "object", id(leaf)
         lazy_bits = leaf.is_conj(), leaf.is_neg()
         return leaf.data_ptr(), leaf.device, leaf.dtype, tuple(leaf.shape), leaf.stride(), lazy_bits
 
-    def encode(self, leaf: Any, path: str) -> HostArray:
+    def encode(self, leaf: Any, path: str) -> HostArray | ShardedArray:
         """Return the tensor's bytes, copied from its device, or a view of it where it lies in C order here.
 
         Raises:
-            UnsavableValueError: the tensor is sparse, quantized, nested, packed, without data, or of a
-                subclass.
+            UnsavableValueError: the tensor is sparse, quantized, nested, packed, without data, of a subclass, or spread
+                over processes in another way than by boxes.
         """
+        spread = as_spread(leaf)
+        if spread is not None:
+            return self._encode_spread(spread, path)
         _check_savable(leaf, path)
         shape, strides = tuple(leaf.shape), dense_strides(leaf.shape, leaf.stride())
         # The bits that conjugate and negate lazily live outside the memory.
         host = leaf.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        is_fresh = leaf.numel() > 0 and host.data_ptr() != leaf.data_ptr()
         data = host.reshape(-1).view(torch.uint8).numpy()
-        return HostArray(str(leaf.dtype).removeprefix("torch."), shape, data, strides)
+        return HostArray(_name(leaf), shape, data, strides, is_fresh)
+
+    def _encode_spread(self, tensor: DTensor, path: str) -> ShardedArray:
+        """Return this process's part of a tensor; none where another one has the same, or where it is empty."""
+        start, local = local_part(tensor, path)
+        parts: tuple[Part, ...] = ()
+        if local.numel() > 0 and writes_part(tensor):
+            _check_savable(local, path)
+            host = local.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            is_fresh = host.data_ptr() != local.data_ptr()
+            data = host.reshape(-1).view(torch.uint8).numpy()
+            parts = (Part(start, HostArray(_name(tensor), tuple(local.shape), data, None, is_fresh)),)
+        return ShardedArray(_name(tensor), tuple(tensor.shape), parts)
+
+    def decode_stored(self, stored: StoredArray) -> torch.Tensor | StoredTensor:
+        """Return what stands for an array in parts: the tensor where one process runs, else what reads a part of it.
+
+        Raises:
+            CheckpointMismatchError: this torch has no such dtype.
+        """
+        if stored.dtype not in _DTYPES or _world_size() == 1:
+            return self.decode(stored.read_all())
+
+        def read(start: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+            return self.decode(stored.read(tuple(start), tuple(shape)))
+
+        return StoredTensor(_DTYPES[stored.dtype], tuple(stored.shape), read)
 
     def decode(self, array: HostArray) -> torch.Tensor:
         """Return the tensor over ``array.data``; a copy if its layout differs or the data is read-only.
@@ -91,6 +131,23 @@ class Arrays:
         if array.strides is None:
             return tensor
         return torch.empty_strided(array.shape, array.strides, dtype=dtype).copy_(tensor)
+
+
+def _local_identity(tensor: DTensor) -> Hashable:
+    """Return what the parts of equal tensors share in this process, also where they are empty."""
+    local = live_part(tensor)
+    storage: Any = local.untyped_storage()
+    where = local.data_ptr() or storage._cdata  # noqa: SLF001 - an empty part has no address
+    return where, local.device, local.dtype, tuple(local.shape), local.stride()
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

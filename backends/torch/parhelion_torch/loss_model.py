@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -13,9 +14,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from parhelion.errors import CheckpointMismatchError, InvalidTypeError, InvalidValueError
 from parhelion.training import Scored, TrainingState
 
+from .distribution import Remainder, check_spread, clip_gradients, find_remainder, find_replica, first_known
 from .model import Model
+from .placement import move
 from .portable import Parts, give_portable, take_portable
 from .schedules import Scheduled, as_scheduled
+from .sharded import is_spread
 from .stateful import check_part, check_weights, give_part, give_weights, plain_module, take_part, take_weights, walk
 
 __all__ = ["LossModel"]
@@ -24,7 +28,10 @@ Loss: TypeAlias = "Tensor | tuple[Tensor, Any]"
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What this class saves by itself; anything else with state is saved as in any model.
-_OWN = {"module", "optimizer", "schedules", "metrics", "_average", "_trained", "_scaler", "_scheduled", "_strays"}
+_OWN = {
+    *("module", "optimizer", "schedules", "metrics"),
+    *("_average", "_trained", "_scaler", "_scheduled", "_strays", "_replica"),
+}
 
 
 class LossModel(Scored, Model):
@@ -35,6 +42,10 @@ class LossModel(Scored, Model):
     and further modules, which are trained if the optimizer has their parameters. Modules are moved to the device
     afterwards. ``loss(batch)`` returns the batch's mean loss, or ``(loss, outputs)``: in evaluation each metric is
     updated with ``outputs`` (a tuple of arguments, or a mapping from a metric's name to its tuple).
+
+    On several processes every one has the first one's weights at the start, and gradients are averaged:
+    ``self.module``, called as a whole, by ``DistributedDataParallel`` (see ``ddp_options``), anything else that the
+    optimizer trains before each update. Apply ``fully_shard`` in ``setup`` to spread a module over them instead.
 
     Args:
         save_name: names the folder of this model's checkpoints.
@@ -80,6 +91,10 @@ class LossModel(Scored, Model):
         self._scaler: torch.amp.GradScaler | None = None  # pyright: ignore[reportPrivateImportUsage]
         self._scheduled: list[Scheduled] = []
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._replica: nn.Module | None = None
+        self._remainder: Remainder | None = None
+        self._is_spread = False
+        self._kept: Callable[[], Any] | None = None
 
     # -- for the user -------------------------------------------------------------------------------------------------
 
@@ -98,7 +113,8 @@ class LossModel(Scored, Model):
 
         Raises:
             InvalidTypeError: the module, the optimizer or the schedules are none.
-            InvalidValueError: a schedule does not fit the optimizer.
+            InvalidValueError: a schedule does not fit the optimizer; or the module is spread over processes, and
+                asks for what does not work there.
         """
         module, optimizer, device = self.module, self.optimizer, torch.device(self.device)
         if not isinstance(module, nn.Module):
@@ -106,20 +122,41 @@ class LossModel(Scored, Model):
         if not isinstance(optimizer, torch.optim.Optimizer) and not (fast_init and optimizer is None):
             raise InvalidTypeError(f"self.optimizer is {optimizer!r} after setup(); expected a torch optimizer.")
         for each in [module, *self.modules().values(), *self.metrics.values()]:
-            if isinstance(each, nn.Module):  # also metrics, where they are torchmetrics'
+            # Also metrics, where they are torchmetrics'. What is spread over processes is where it belongs.
+            if isinstance(each, nn.Module) and not is_spread(each):
                 each.to(device)
         self._average, self._trained, self._scaler, self._scheduled, self._best = None, None, None, [], None
+        self._replica, self._remainder, self._kept = None, None, None
+        self._is_spread = is_spread(module)
+        if self._is_spread:
+            check_spread(self._ema_decay, self._dtype)
+        if optimizer is not None and self.is_distributed and not fast_init:
+            self._join_others(optimizer, module)
         if self._ema_decay is not None:
             average: Any = get_ema_multi_avg_fn(self._ema_decay)  # type: ignore[no-untyped-call]
             self._average = AveragedModel(plain_module(module), multi_avg_fn=average)
+        self._finish_precision(device)
+        if optimizer is not None:
+            self._scheduled = as_scheduled(self.schedules, optimizer, self.monitor)
+            self._finish_optimizer(optimizer, module)
+
+    def _finish_precision(self, device: torch.device) -> None:
         if self._dtype is not None:
             kind, dtype = device.type, self._dtype
             self._autocast = lambda: torch.autocast(kind, dtype)
         if self._dtype is torch.float16:
             self._scaler = torch.amp.GradScaler(device.type)  # pyright: ignore[reportPrivateImportUsage]
-        if optimizer is not None:
-            self._scheduled = as_scheduled(self.schedules, optimizer, self.monitor)
-            self._finish_optimizer(optimizer, module)
+
+    def _join_others(self, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+        """Give every process the same weights, and see that all gradients will be averaged."""
+        replica = self.distribute(module)
+        inner = find_replica(replica)
+        self._replica = None if inner is None else replica
+        if inner is not None and replica is module:
+            # What the user has wrapped is for training; evaluation goes by the plain module.
+            self.module = plain_module(module)
+        self._remainder = find_remainder(optimizer, self.modules().values(), inner)
+        self._remainder.share()
 
     def _finish_optimizer(self, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
         if optimizer.state:  # some optimizers make theirs at once, where the parameters were then
@@ -129,12 +166,14 @@ class LossModel(Scored, Model):
 
     def train(self) -> None:
         """Switch to training mode, on the weights that are trained."""
+        self._kept = None
         if self._trained is not None:
             self.module, self._trained = self._trained, None
         super().train()
 
     def eval(self) -> None:
         """Switch to evaluation mode, on the averaged weights where there are any."""
+        self._kept = None
         super().eval()
         if self._average is not None and self._trained is None:
             self._trained, self.module = self._net, self._average.module
@@ -143,6 +182,17 @@ class LossModel(Scored, Model):
     def modules(self) -> dict[str, nn.Module]:
         """Return the module that is trained, and any other that ``setup`` has made."""
         return {"module": plain_module(self._trained_net), **super().modules()}
+
+    def shared_buffers(self) -> list[Tensor]:
+        """Return the buffers that each process has its own version of, as after a batch normalization's step."""
+        others = [] if self._remainder is None else self._remainder.buffers
+        averaged = [] if self._average is None or self._remainder is None else list(self._average.module.buffers())
+        return [*super().shared_buffers(), *others, *averaged]
+
+    def let_go(self) -> None:
+        """Drop what :meth:`setup` made, at the end of the program."""
+        super().let_go()
+        vars(self).pop("_remainder", None)
 
     @property
     def _net(self) -> nn.Module:
@@ -157,6 +207,22 @@ class LossModel(Scored, Model):
 
     def train_step(self, batch: Any, state: TrainingState) -> Any:
         """Train on one batch; the optimizer steps when the accumulation group is complete."""
+        loss = self._backward(batch, state) if self._replica is None else self._backward_together(batch, state)
+        if state.is_update:
+            self._update(state)
+        return loss
+
+    def _backward_together(self, batch: Any, state: TrainingState) -> Any:
+        """Add a batch's gradients, averaged over the processes in the last batch of an update."""
+        plain, self.module = self.module, self._replica
+        try:
+            with self.gradient_sync(state):
+                return self._backward(batch, state)
+        finally:
+            self.module = plain
+
+    def _backward(self, batch: Any, state: TrainingState) -> Any:
+        """Add a batch's gradients, and return its loss."""
         with self._autocast():
             loss = self.loss(batch)
         if isinstance(loss, tuple):
@@ -166,8 +232,6 @@ class LossModel(Scored, Model):
         if self._scaler is not None:
             share = self._scaler.scale(share)
         share.backward()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
-        if state.is_update:
-            self._update(state)
         return loss
 
     def _update(self, state: TrainingState) -> None:
@@ -175,12 +239,12 @@ class LossModel(Scored, Model):
         optimizer = cast("torch.optim.Optimizer", self.optimizer)
         for scheduled in self._scheduled:
             scheduled.apply(optimizer, state)
+        if self._remainder:
+            self._remainder.average()
         if self._clip_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(
-                [each for group in optimizer.param_groups for each in group["params"]], self._clip_norm
-            )
+            clip_gradients([each for group in optimizer.param_groups for each in group["params"]], self._clip_norm)
         if self._scaler is None:
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         else:
@@ -194,15 +258,42 @@ class LossModel(Scored, Model):
 
     def predict_step(self, batch: Any, step: int) -> Any:
         """Return the module's output for one batch (for a tuple or a list, for its first element)."""
+        if self._is_spread:
+            self._keep("predict_step", batch, step)
         inputs = cast("Any", batch[0]) if isinstance(batch, (tuple, list)) else batch
         with self._autocast():
             return self._net(inputs)
 
     def examine(self, batch: Any) -> tuple[Tensor, Any]:
         """Return the loss of one batch in evaluation, and what the metrics are updated with."""
+        if self._is_spread:
+            self._keep("examine", batch)
         with self._autocast():
             loss = self.loss(batch)
         return loss if isinstance(loss, tuple) else (loss, None)
+
+    def idle_step(self, step: int) -> None:
+        """Take part in a pass of an evaluation without a batch, where the module is spread over processes.
+
+        All of them compute each layer together, so this one goes through the last batch that it had, or one of
+        another's; nothing of it is counted. Override it with :meth:`valid_step`, if that calls the module otherwise.
+        """
+        if not self._is_spread:
+            return
+        if self._kept is None:
+            method, batch, *more = first_known(None)
+            self._kept = partial(getattr(self, method), move(batch, torch.device(self.device)), *more)
+        vars(self)["log"] = _log_nothing
+        try:
+            self._kept()
+        finally:
+            del vars(self)["log"]
+
+    def _keep(self, method: str, batch: Any, *more: Any) -> None:
+        """Remember a batch for passes without one; in the first pass of all, give it to those that have none."""
+        if self._kept is None and self.is_distributed:
+            first_known((method, batch, *more))
+        self._kept = partial(getattr(self, method), batch, *more)
 
     # -- whole passes -------------------------------------------------------------------------------------------------
 
@@ -330,6 +421,10 @@ class LossModel(Scored, Model):
 
 
 _ONE = {"optimizer": "optimizer", "scaler": "_scaler"}
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """Stands for ``log`` where nothing is to be counted."""
 
 
 def _check_loss(loss: Any) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from parhelion.errors import CheckpointMismatchError
 from parhelion.training import Model as CoreModel
+from parhelion.training import TrainingState
 
 from .attributes import ModuleAttributes, mark_tensor, pack, put_module_attributes, unpack
+from .distribution import Replicated, check_ddp_options, find_replica, is_trained, share_buffers
+from .sharded import is_spread
 from .stateful import (
     check_part,
     check_weights,
@@ -25,8 +29,11 @@ from .stateful import (
     take_weights,
     walk,
 )
+from .world import leave_at_exit
 
 __all__ = ["Model"]
+
+_NO_PARTS = {"_modes", "_replicas"}
 
 
 class Model(CoreModel):
@@ -36,17 +43,74 @@ class Model(CoreModel):
     modules, raw parameters, optimizers, schedulers, scalers, metrics and generators, also in lists and dictionaries;
     tensors, arrays and numbers in ``self`` that training changes; and in modules ``training``, ``requires_grad`` and
     numbers such as a dropout's ``p``.
+
+    On several processes pass what is trained through :meth:`distribute`.
+
+    Attributes:
+        ddp_options: further arguments of ``DistributedDataParallel``, such as ``find_unused_parameters``.
     """
 
     def __init__(self, save_name: str) -> None:
         super().__init__(save_name)
+        self.ddp_options: dict[str, Any] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
         self._module_attributes: ModuleAttributes | None = None
+        self._replicas: list[DistributedDataParallel] = []
+
+    # -- several processes --------------------------------------------------------------------------------------------
+
+    def distribute(self, module: nn.Module) -> nn.Module:
+        """Return the module as several processes train it together; on one process it is unchanged.
+
+        It has the first process's weights everywhere, and a backward pass through it averages the gradients of all.
+        Checkpoints hold it as if it were not wrapped. One that is spread over processes (``fully_shard``) averages by
+        itself and is returned as it is, as is one in which nothing takes gradients.
+
+        Args:
+            module: on the device where it trains.
+
+        Raises:
+            InvalidValueError: it has lazy parameters without a shape.
+            InvalidTypeError: ``ddp_options`` are no arguments by name.
+        """
+        if not self.is_distributed or is_spread(module) or not is_trained(module):
+            return module
+        replica = find_replica(module)
+        if replica is None:
+            module = replica = Replicated(module, **check_ddp_options(self.ddp_options))
+        self._replicas.append(replica)
+        return module
+
+    def gradient_sync(self, state: TrainingState) -> AbstractContextManager[Any]:
+        """Return the context for forward and backward of one batch: with accumulation, modules that came out of
+        :meth:`distribute` average the gradients once for each update.
+
+        Args:
+            state: as :meth:`train_step` gets it.
+        """  # noqa: D205 - one sentence that needs two lines
+        return nullcontext() if state.is_update or not self._replicas else _without_sync(self._replicas)
+
+    def start_setup(self) -> None:
+        """Forget what an earlier :meth:`setup` made."""
+        super().start_setup()
+        self._replicas = []
+        if self.is_distributed:
+            leave_at_exit(self)
+
+    def let_go(self) -> None:
+        """Drop what :meth:`setup` made, at the end of the program: it holds on to the other processes."""
+        for name in [*CoreModel.stateful_parts(self), *_NO_PARTS, "_module_attributes"]:
+            vars(self).pop(name, None)
+
+    def shared_buffers(self) -> list[Tensor]:
+        """Return the buffers that each process has its own version of, as after a batch normalization's step."""
+        return [buffer for replica in self._replicas for buffer in plain_module(replica).buffers()]
 
     # -- modes --------------------------------------------------------------------------------------------------------
 
     def evaluating(self) -> AbstractContextManager[Any]:
-        """Return the context that evaluation runs in: without gradients."""
+        """Return the context that evaluation runs in: without gradients, with the first process's buffers."""
+        share_buffers(self.shared_buffers())
         return torch.no_grad()
 
     def train(self) -> None:
@@ -77,7 +141,7 @@ class Model(CoreModel):
 
     def stateful_parts(self) -> dict[str, Any]:
         """Return every attribute that is a part, or a container with one in it, by name."""
-        return {name: value for name, value in super().stateful_parts().items() if name != "_modes"}
+        return {name: value for name, value in super().stateful_parts().items() if name not in _NO_PARTS}
 
     def is_stateful_part(self, value: Any) -> bool:
         """Return whether something has state that a checkpoint must hold."""
@@ -180,6 +244,14 @@ class Model(CoreModel):
         for place, value in self.stateful_parts().items():
             found |= {id(each): each for _, each in walk(place, value, nn.Parameter)}
         return sum(each.numel() for each in found.values())
+
+
+@contextmanager
+def _without_sync(replicas: list[DistributedDataParallel]) -> Generator[None]:
+    with ExitStack() as stack:
+        for replica in replicas:
+            stack.enter_context(replica.no_sync())
+        yield
 
 
 def _weights_in(place: str, value: Any) -> Iterator[nn.Module | nn.Parameter]:

@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from parhelion.errors import CheckpointMismatchError
 from parhelion.training import weights
 
-from .stateful import is_torchmetric, plain_module
+from .sharded import fitted, whole
+from .stateful import fit_optimizer, is_torchmetric, plain_module
 
 __all__ = ["Parts", "fill", "give_moments", "give_portable", "named_weights", "take_moments", "take_portable"]
 
@@ -144,7 +145,7 @@ def fill(parts: Parts, named: Mapping[str, Array]) -> None:
                 _check_range(name, tensor.dtype, named[first[id(tensor)]])
     for place, part in parts.items():
         given = {
-            name: torch.tensor(named[first[id(tensor)]])
+            name: fitted(torch.tensor(named[first[id(tensor)]]), tensor)
             for name, tensor in _tensors(place, part)
             if first[id(tensor)] in named
         }
@@ -194,6 +195,7 @@ def _to_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _to_array(value: Any) -> Array:
+    value = whole(value)
     if not isinstance(value, Tensor):
         return np.asarray(value)
     host = value.detach().cpu().resolve_conj().resolve_neg()
@@ -248,15 +250,15 @@ def give_moments(optimizer: Optimizer, parts: Parts, moments: Mapping[str, Any] 
         _log.warning("the optimizer begins anew: its moments are none that the other backend's checkpoint has")
         return
     names, count = _first_names(parts), moments["count"] or num_updates
-    whole = optimizer.state_dict()
-    for group, saved in zip(optimizer.param_groups, whole["param_groups"], strict=True):
+    state_dict = optimizer.state_dict()
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for parameter, index in zip(group["params"], saved["params"], strict=True):
             name = names.get(id(parameter))
             state = {key: moments[role][name] for key, role in _ROLES.items() if name in moments[role]}
             if state:
                 counts = {} if isinstance(optimizer, SGD) else _counts(optimizer, group, count)
-                whole["state"][index] = {key: torch.tensor(value) for key, value in (state | counts).items()}
-    optimizer.load_state_dict(whole)
+                state_dict["state"][index] = {key: torch.tensor(value) for key, value in (state | counts).items()}
+    optimizer.load_state_dict(fit_optimizer(optimizer, state_dict))
 
 
 def _is_portable(optimizer: Optimizer) -> bool:

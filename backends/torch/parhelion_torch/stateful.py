@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from parhelion.errors import CheckpointMismatchError
 from parhelion.training import entries
 
+from .sharded import StoredTensor, fitted, whole
+
 __all__ = [
     "check_part",
     "check_weights",
+    "fit_optimizer",
     "give_part",
     "give_weights",
     "has_weights",
@@ -50,8 +55,13 @@ def walk(place: str, value: Any, kind: type[T]) -> Iterator[tuple[str, T]]:
 
 
 def plain_module(module: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` was given, whose weights have the names that they have without it."""
-    return getattr(module, "_orig_mod", module)
+    """Return the module that was compiled or replicated, whose weights have the names that they have without it."""
+    while True:
+        holder = "module" if isinstance(module, DistributedDataParallel) else "_orig_mod"
+        inner: nn.Module = getattr(module, holder, module)
+        if inner is module:
+            return module
+        module = inner
 
 
 # -- modules and raw parameters: what has weights ---------------------------------------------------------------------
@@ -86,7 +96,7 @@ def check_weights(where: str, part: nn.Module | nn.Parameter, state: Any, *, dty
     Raises:
         CheckpointMismatchError: names, shapes or dtypes differ; lists all that do.
     """
-    there: Any = {"it": state} if isinstance(state, Tensor) else state
+    there: Any = {"it": state} if isinstance(state, (Tensor, StoredTensor)) else state
     here: Any = {"it": part} if isinstance(part, nn.Parameter) else take_weights(part)
     if not isinstance(there, Mapping):
         raise CheckpointMismatchError(f"the checkpoint's {where} has no weights. {_AS_IT_WAS}")
@@ -110,14 +120,23 @@ def give_weights(where: str, part: nn.Module | nn.Parameter, state: Any) -> None
     """
     if isinstance(part, nn.Parameter):
         with torch.no_grad():
-            part.copy_(state)
+            part.copy_(fitted(state, part))
         return
     module = plain_module(part)
     _keep_accumulators(module)
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(_fitted_weights(module, state))
     except RuntimeError as error:
         raise CheckpointMismatchError(f"the checkpoint's {where} does not fit: {error}. {_AS_IT_WAS}") from error
+
+
+def _fitted_weights(module: nn.Module, state: Any) -> Any:
+    """Return a state with every tensor as the module can take it, and what torch keeps beside them."""
+    own = module.state_dict()
+    ready = copy.copy(state)
+    for name, value in state.items():
+        ready[name] = fitted(value, own.get(name))
+    return ready
 
 
 def _keep_accumulators(module: nn.Module) -> None:
@@ -132,11 +151,11 @@ def _metrics_in(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield f"{name}." if name else "", each
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor | StoredTensor]:
+    return {name: value for name, value in state.items() if isinstance(value, (Tensor, StoredTensor))}
 
 
-def _difference(name: str, here: Mapping[str, Tensor], there: Mapping[str, Tensor], *, dtypes: bool) -> str | None:
+def _difference(name: str, here: Mapping[str, Any], there: Mapping[str, Any], *, dtypes: bool) -> str | None:
     if name not in there:
         return f"{name} is missing in the checkpoint"
     if name not in here:
@@ -147,7 +166,7 @@ def _difference(name: str, here: Mapping[str, Tensor], there: Mapping[str, Tenso
     return None if mine == theirs else f"{name} is {mine} here and {theirs} there"
 
 
-def _kind(tensor: Tensor, *, dtypes: bool) -> str:
+def _kind(tensor: Tensor | StoredTensor, *, dtypes: bool) -> str:
     shape = str(tuple(tensor.shape))
     return f"{shape} of {str(tensor.dtype).removeprefix('torch.')}" if dtypes else shape
 
@@ -201,14 +220,34 @@ def give_part(where: str, part: Any, state: Any) -> None:
         elif is_torchmetric(part):
             give_weights(where, part, state["state"]["state"])
             part._update_count = state["state"]["updates"]  # noqa: SLF001 - it has no other door
+        elif isinstance(part, torch.optim.Optimizer):
+            saved = fit_optimizer(part, state["state"])
+            part.load_state_dict(saved)
+            _keep_dtypes(part, saved)
         else:
             part.load_state_dict(state["state"])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointMismatchError(
             f"the checkpoint's {where} does not fit {type(part).__name__}: {error}. {_AS_IT_WAS}"
         ) from error
-    if isinstance(part, torch.optim.Optimizer):
-        _keep_dtypes(part, state["state"])
+
+
+def fit_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state with every tensor as its parameter can take it.
+
+    What has a parameter's shape is spread as the parameter is; the rest is whole everywhere.
+    """
+    entries_of = dict(state["state"])
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], saved["params"], strict=True):
+            if index in entries_of:
+                entries_of[index] = {name: _fitted_to(parameter, each) for name, each in entries_of[index].items()}
+    return {**state, "state": entries_of}
+
+
+def _fitted_to(parameter: Tensor, value: Any) -> Any:
+    has_shape = isinstance(value, (Tensor, StoredTensor)) and tuple(value.shape) == tuple(parameter.shape)
+    return fitted(value, parameter) if has_shape else whole(value)
 
 
 def _check_optimizer(where: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, SupportsIndex
 
+import attrs
 import torch
 
 from parhelion.errors import InvalidTypeError, InvalidValueError
@@ -17,9 +19,11 @@ from parhelion.training import Trainer as CoreTrainer
 
 from .arrays import Arrays
 from .data import loader_for
+from .devices import choose_gpus
+from .own_processes import OwnProcesses, count_processes
 from .placement import Placement
 from .randomness import Randomness
-from .world import discover_world
+from .world import discover_world, telling_what_broke
 
 __all__ = ["Trainer"]
 
@@ -39,7 +43,8 @@ class Trainer(CoreTrainer):
         enable_deterministic: use deterministic kernels only, so that weights are the same bits again.
         early_stop_cycles: validations without an improvement after which training stops; None or 0 for never.
         use_cpu: train on the CPU although there is a GPU.
-        gpus: ids of the GPUs to train on; None for the first, one per process.
+        gpus: ids of the GPUs to train on, each by a process that the trainer starts if there are several; None for all
+            that are visible. In a process that a launcher has started: the one at its local rank.
         random_seed: an integer in [0, 2**64) that keys initialization and steps; 6691 if None.
         enable_tensorboard: write event files to ``run_path``.
         enable_file_logging: write a log file to ``log_path``.
@@ -56,10 +61,13 @@ class Trainer(CoreTrainer):
         limit_batches: batches after which an epoch and an evaluation end early.
         dry_run: one update and one validation batch, without writing anything.
         nan_guard: stop with an error when a loss is NaN or infinite.
+        num_processes: processes that the trainer starts for ``fit`` and ``test``; None for one for each GPU, or none.
 
     Raises:
         InvalidValueError: (a ValueError) an argument cannot work; the message names it.
     """
+
+    _own: OwnProcesses | None = None
 
     def __init__(  # noqa: PLR0917 - the reference page fixes the arguments
         self,
@@ -92,6 +100,7 @@ class Trainer(CoreTrainer):
         limit_batches: int | None = None,
         dry_run: bool = False,
         nan_guard: bool = True,
+        num_processes: int | None = None,
     ) -> None:
         options = TrainerOptions(
             run_name=run_name,
@@ -128,35 +137,29 @@ class Trainer(CoreTrainer):
                 "enable_deterministic and enable_cudnn_benchmark are both True; expected one at most, since the "
                 "benchmark may take another algorithm each time."
             )
-        world = discover_world()
-        gpu_ids = _choose_gpus(use_cpu, gpus)
-        device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
-        switches = partial(_switches, device, deterministic=enable_deterministic, benchmark=enable_cudnn_benchmark)
-        super().__init__(options, _parts(device, gpu_ids, world, switches))
+        before = set(vars(self))
+        make_parts = partial(_make_parts, use_cpu, gpus, enable_deterministic, enable_cudnn_benchmark)
+        parts = make_parts()
+        count = count_processes(num_processes, parts.gpu_ids, parts.world.size)
+        self._own = None if count == 1 else OwnProcesses(count, make_parts)
+        super().__init__(options, attrs.evolve(parts, starter=self._own))
+        if self._own is not None:
+            self._own.own_names = frozenset(set(vars(self)) - before)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Return how to pickle the trainer, which becomes that of a process that it starts."""
+        if self._own is None or not self._own.is_sending:
+            return super().__reduce_ex__(protocol)
+        return self._own.pack(self)
 
 
-def _choose_gpus(use_cpu: bool | None, gpus: list[int] | None) -> list[int]:
-    """Return the ids of the GPUs to train on; none for the CPU."""
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if use_cpu not in (None, True, False):
-        raise InvalidTypeError(f"use_cpu is {use_cpu!r}; expected True, False or None.")
-    if gpus is None:
-        return [0] if visible and not use_cpu else []
-    if not isinstance(gpus, (list, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
-        raise InvalidTypeError(f"gpus is {gpus!r}; expected a list of ids, such as [0], or None.")
-    if use_cpu:
-        if gpus:
-            raise InvalidValueError(f"use_cpu is True and gpus is {gpus}; expected one of them. Leave out use_cpu.")
-        return []
-    if not gpus:
-        raise InvalidValueError("gpus is []; expected ids of GPUs, or use_cpu=True for the CPU.")
-    unknown = [gpu for gpu in gpus if isinstance(gpu, bool) or not isinstance(gpu, int) or not 0 <= gpu < visible]  # pyright: ignore[reportUnnecessaryIsInstance]
-    if unknown:
-        there = f"ids from 0 to {visible - 1}" if visible else "none, since torch finds no GPU"
-        raise InvalidValueError(f"gpus has {unknown}; expected {there}. Pass use_cpu=True to train on the CPU.")
-    if len(gpus) > 1:
-        raise InvalidValueError(f"gpus is {gpus}; expected one id, since this release trains in one process.")
-    return list(gpus)
+def _make_parts(use_cpu: bool | None, gpus: list[int] | None, deterministic: bool, benchmark: bool) -> BackendParts:
+    """Return torch's parts in this process, which joins others if it has been started with them."""
+    gpu_ids = choose_gpus(use_cpu, gpus)
+    device = torch.device("cuda", gpu_ids[0]) if gpu_ids else torch.device("cpu")
+    world = discover_world(device)
+    switches = partial(_switches, device, world, deterministic=deterministic, benchmark=benchmark)
+    return _parts(device, gpu_ids, world, switches)
 
 
 def _parts(
@@ -165,7 +168,8 @@ def _parts(
     """Return torch's parts of the core's trainer."""
 
     def describe() -> Mapping[str, str]:
-        return {"backend": f"torch {torch.__version__}"}
+        facts = {"backend": f"torch {torch.__version__}"}
+        return facts if world.size == 1 else facts | {"processes": str(world.size)}
 
     return BackendParts(
         name="torch",
@@ -183,7 +187,7 @@ def _parts(
 
 
 @contextmanager
-def _switches(device: torch.device, *, deterministic: bool, benchmark: bool) -> Generator[None]:
+def _switches(device: torch.device, world: World, *, deterministic: bool, benchmark: bool) -> Generator[None]:
     """Set torch's global flags and its current device for the time of a run."""
     cudnn = torch.backends.cudnn
     former = (
@@ -200,7 +204,7 @@ def _switches(device: torch.device, *, deterministic: bool, benchmark: bool) -> 
     cudnn.benchmark = benchmark
     try:
         # User code that says "cuda" means this rank's device.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), telling_what_broke(world):
             yield
     finally:
         torch.use_deterministic_algorithms(former[0], warn_only=former[1])

@@ -35,6 +35,8 @@ from ._protocols import Work as Work
 from ._protocols import World as World
 from ._scored import Scored as Scored
 from ._source import Source as Source
+from ._starter import Outcome as Outcome
+from ._starter import Starter as Starter
 from ._state import BatchSpan as BatchSpan
 from ._state import TrainingState as TrainingState
 from ._state import TrainingUnit as TrainingUnit

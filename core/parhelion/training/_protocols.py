@@ -12,6 +12,7 @@ from parhelion.checkpoint import ArrayAdapter
 from parhelion.processes import Meeting
 
 from ._events import Event
+from ._starter import Starter
 from ._state import TrainingState
 
 __all__ = ["BackendParts", "Placement", "Randomness", "Verdict", "Work", "World"]
@@ -135,6 +136,8 @@ class BackendParts:
         computes_as_one: whether several processes make one computation, so that what one logs is everybody's; else each
             computes on its own batches, and what is logged is merged.
         describe: facts for the banner and the checkpoint, such as library versions.
+        starter: what runs ``fit`` and ``test`` in processes of their own; None where they run in this one.
+        queue: what this process, which a trainer has started, sends things home with; None in others.
     """
 
     name: str
@@ -150,6 +153,8 @@ class BackendParts:
     steps_per_execution: int = 1
     computes_as_one: bool = False
     describe: Callable[[], Mapping[str, str]]
+    starter: Starter | None = None
+    queue: Any = None
 
 
 class Verdict(NamedTuple):

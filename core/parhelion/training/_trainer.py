@@ -26,6 +26,7 @@ from ._saving import Saving
 from ._session import session
 from ._signals import SignalStop
 from ._source import AnySource, open_source
+from ._starter import Outcome, Starter
 from ._state import TrainingState
 from ._together import check_agreement, fail_together, let_first_act
 from ._trainer_facts import TrainerFacts
@@ -96,6 +97,13 @@ class Trainer(TrainerFacts):
         """
 
         def train() -> bool:
+            if (starter := self._parts.starter) is not None:
+                self._outcome = self._carried = None
+                rest = {"resume": resume, "init_from": init_from, "allow_changes": allow_changes}
+                outcome = self._outcome = self._run_elsewhere(starter, "fit", model, datamodule, **rest)
+                self.stop_reason, self.history = outcome.stop_reason, outcome.history
+                self._carried = None if outcome.trained is None else (model, outcome.trained)
+                return outcome.result()
             for _ in self._train(model, datamodule, resume, init_from, allow_changes):
                 pass
             return self.stop_reason in ("finished", "early_stop")
@@ -118,6 +126,12 @@ class Trainer(TrainerFacts):
         Yields:
             The committed state after each of them, with everything that was due at it done.
         """
+        if self._parts.starter is not None:
+            raise InvalidValueError(
+                "steps was called on a trainer that starts its own processes, in which the steps would be; expected "
+                "one that trains in this process. Start the program with torchrun, or give one GPU and no "
+                "num_processes."
+            )
         for event in self._train(model, datamodule, resume, init_from, allow_changes, {StepCommitted}):
             if isinstance(event, StepCommitted):
                 self._is_between_steps = True
@@ -136,6 +150,10 @@ class Trainer(TrainerFacts):
         """  # noqa: D205 - one sentence that needs two lines
 
         def examine() -> bool:
+            if (starter := self._parts.starter) is not None:
+                outcome = self._run_elsewhere(starter, "test", model, datamodule)
+                self.test_results = outcome.test_results
+                return outcome.result()
             with self._session(model, datamodule, fast_init=True) as window:
                 source = self._source(datamodule.test_dataloader(), "test")
                 self._load_weights(model)
@@ -177,6 +195,11 @@ class Trainer(TrainerFacts):
             ParhelionError: nothing has been fitted, or a step or an accumulation group is half done, so that a run
                 resumed from here would differ.
         """
+        if self._parts.starter is not None:
+            raise ParhelionError(
+                "save_checkpoint was called outside of the processes that the trainer starts, in which the run is; "
+                "expected no call here. Pass chkpt_root: fit leaves a last checkpoint there."
+            )
         if self._run is None or self._loop is None:
             raise ParhelionError("there is nothing to save yet; call fit or steps first.")
         if not self._is_between_steps:
@@ -225,6 +248,14 @@ class Trainer(TrainerFacts):
                 raise
             _log.exception("the run ended with an error")
             return False
+
+    def _run_elsewhere(self, starter: Starter, task: str, model: Model, datamodule: DataModule, **rest: Any) -> Outcome:
+        """Return what a call came to in processes of its own."""
+        self._model, self._datamodule = model, datamodule
+        self._begun = True  # an error by which there is no outcome is no refusal
+        outcome = starter.run(self, task, model, datamodule, rest)
+        self._begun = outcome.has_begun
+        return outcome
 
     def _train(
         self,
@@ -449,6 +480,9 @@ class Trainer(TrainerFacts):
     def _load_weights(self, model: Model) -> None:
         """Give a model that this trainer has not just fitted its weights."""
         if model is self._fitted:
+            return
+        if self._carried is not None and model is self._carried[0]:
+            give_model(model, self._carried[1], self._parts.name, fast_init=True)
             return
         folder = self._folder(model)
         checkpoint = None if folder is None else folder.newest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from parhelion.checkpoint import Place
@@ -15,9 +16,9 @@ from ._options import TrainerOptions
 from ._protocols import BackendParts, Placement
 from ._resume import CheckpointFolder
 from ._run import Run
-from ._saving import Saving
 from ._signals import PREEMPTED_CODE
 from ._source import AnySource
+from ._starter import Outcome
 from ._state import TrainingState
 
 __all__ = ["TrainerFacts"]
@@ -52,8 +53,9 @@ class TrainerFacts:
         self._run: Run | None = None
         self._loop: Loop | None = None
         self._sources: list[AnySource] = []
-        self._saving: Saving | None = None
         self._num_runs = 0
+        self._outcome: Outcome | None = None
+        self._carried: tuple[Model, Mapping[str, Any]] | None = None
         self._begun = False
         self._is_between_steps = False
         self.error: Exception | None = None
@@ -86,6 +88,8 @@ class TrainerFacts:
     @property
     def state(self) -> TrainingState:
         """The committed state of the last fit."""
+        if self._outcome is not None:
+            return self._outcome.state
         return TrainingState() if self._loop is None else self._loop.state
 
     @property
@@ -150,8 +154,9 @@ class TrainerFacts:
 
     @property
     def queue(self) -> Any:
-        """The queue to processes that the trainer started itself; None, since it started none."""
-        return None
+        """The queue between this process and those that the trainer starts itself; None where it starts none."""
+        starter = self._parts.starter
+        return self._parts.queue if starter is None else starter.queue
 
     @property
     def exit_code(self) -> int:
@@ -161,6 +166,8 @@ class TrainerFacts:
     @property
     def best_checkpoint(self) -> Place | None:
         """The checkpoint with the best monitored value, if the model monitors one."""
+        if self._outcome is not None:
+            return self._outcome.best_checkpoint
         if self._run is None or self._run.best is None:
             return None
         folder = self._folder(self._run.model)
