@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh
 
+from parhelion.checkpoint import RemotePath
 from parhelion.errors import InvalidTypeError, InvalidValueError
 from parhelion.training import BackendParts, TrainerOptions, TrainingUnit
 from parhelion.training import Trainer as CoreTrainer
@@ -55,8 +57,14 @@ class Trainer(CoreTrainer):
         import_prefix: what their names begin with.
         print_banner: print versions and facts at the start.
         chkpt_every_iterations: updates between checkpoints, beside ``chkpt_frequency``.
-        chkpt_every_seconds: seconds after which the next update saves a checkpoint.
-        chkpt_keep_last: how many checkpoints are kept; None for all. The best one is always kept.
+        chkpt_every_seconds: seconds, or a ``datetime.timedelta``, after which the next update saves a checkpoint.
+        chkpt_keep_last: how many of the newest checkpoints are kept. What any of the three rules keeps stays, the best one
+            always; without a rule all stay.
+        chkpt_keep_best: how many of those with the best monitored value are kept.
+        chkpt_keep_every: iterations of which the first checkpoint in each so many is kept.
+        chkpt_in_background: write checkpoints while training goes on, which waits for a copy in memory only.
+        stop_deadline: seconds from a signal on in which the run has to end in order; the process ends then in any case.
+            A validation is left for it after a quarter of them, and done by the resumed run. None for no end.
         limit_batches: batches after which an epoch and an evaluation end early.
         dry_run: one update and one validation batch, without writing anything.
         nan_guard: stop with an error when a loss is NaN or infinite.
@@ -89,7 +97,7 @@ class Trainer(CoreTrainer):
         enable_tensorboard: bool = False,
         enable_file_logging: bool = False,
         enable_progress_bar: bool = False,
-        chkpt_root: Path | str | None = None,
+        chkpt_root: Path | RemotePath | str | None = None,
         log_path: Path | str | None = None,
         run_path: Path | str | None = None,
         src_root: Path | str | None = None,
@@ -97,8 +105,12 @@ class Trainer(CoreTrainer):
         print_banner: bool = True,
         *,
         chkpt_every_iterations: int | None = None,
-        chkpt_every_seconds: float | None = None,
+        chkpt_every_seconds: float | dt.timedelta | None = None,
         chkpt_keep_last: int | None = None,
+        chkpt_keep_best: int | None = None,
+        chkpt_keep_every: int | None = None,
+        chkpt_in_background: bool = True,
+        stop_deadline: float | None = 30.0,
         limit_batches: int | None = None,
         dry_run: bool = False,
         nan_guard: bool = True,
@@ -132,6 +144,10 @@ class Trainer(CoreTrainer):
             chkpt_every_iterations=chkpt_every_iterations,
             chkpt_every_seconds=chkpt_every_seconds,
             chkpt_keep_last=chkpt_keep_last,
+            chkpt_keep_best=chkpt_keep_best,
+            chkpt_keep_every=chkpt_keep_every,
+            chkpt_in_background=chkpt_in_background,
+            stop_deadline=stop_deadline,
             limit_batches=limit_batches,
             dry_run=dry_run,
             nan_guard=nan_guard,
