@@ -57,9 +57,9 @@ def fact_checkpoints_that_only_one_sees_are_an_error_in_both() -> None:
 
 
 def fact_what_the_first_cannot_find_ends_both() -> None:
-    with shared_folder() as folder:
-        with pytest.raises(InvalidValueError, match=r"resume is 'must' and there is no good checkpoint"):
-            make_trainer(chkpt_root=folder).fit(Classifier("mlp"), Data(8), resume="must")
+    message = r"resume is 'must' and there is no good checkpoint"
+    with shared_folder() as folder, pytest.raises(InvalidValueError, match=message):
+        make_trainer(chkpt_root=folder).fit(Classifier("mlp"), Data(8), resume="must")
 
 
 def fact_the_first_alone_prepares_the_data() -> None:

@@ -59,8 +59,8 @@ class Trainer(CoreTrainer):
         print_banner: print versions and facts at the start.
         chkpt_every_iterations: updates between checkpoints, beside ``chkpt_frequency``.
         chkpt_every_seconds: seconds, or a ``datetime.timedelta``, after which the next update saves a checkpoint.
-        chkpt_keep_last: how many of the newest checkpoints are kept. What any of the three rules keeps stays, the best one
-            always; without a rule all stay.
+        chkpt_keep_last: how many of the newest checkpoints are kept. What any of the three rules keeps stays, the best
+            one always; without a rule all stay.
         chkpt_keep_best: how many of those with the best monitored value are kept.
         chkpt_keep_every: iterations of which the first checkpoint in each so many is kept.
         chkpt_in_background: write checkpoints while training goes on, which waits for a copy in memory only.

@@ -94,7 +94,7 @@ class TrainerOptions:
     import_prefix: str = attrs.field(default="", validator=_check_text)
     print_banner: bool = attrs.field(default=True, validator=_check_flag)
     chkpt_every_iterations: int | None = None
-    chkpt_every_seconds: float | dt.timedelta | None = attrs.field(default=None, converter=_seconds)
+    chkpt_every_seconds: float | None = attrs.field(default=None, converter=_seconds)
     chkpt_keep_last: int | None = attrs.field(default=None, validator=_check_limit)
     chkpt_keep_best: int | None = attrs.field(default=None, validator=_check_limit)
     chkpt_keep_every: int | None = attrs.field(default=None, validator=_check_limit)
