@@ -199,5 +199,5 @@ def _forward(signals: deque[int], wake: socket.socket) -> Generator[None]:
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for each, handler in former.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
