@@ -150,7 +150,7 @@ def case_late_to_hear() -> None:
         if heard:
             say("heard", *heard, "in front of unit", unit)
             break
-        time.sleep(0.001 if RANK == 0 else 0.1)  # what is tested is that the others come late
+        time.sleep(0.001 if RANK == 0 else 0.3)  # what is tested is that the others come late
     world.close(timeout=0.01)
 
 
