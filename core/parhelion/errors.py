@@ -159,7 +159,7 @@ class BackendNotFoundError(ParhelionError, ImportError):
 
 
 class WorldError(ParhelionError, RuntimeError):
-    """The processes that train together do not find each other."""
+    """The processes that train together do not find each other, or one of them has failed or is gone."""
 
 
 class MissingExtraError(ParhelionError, ImportError):

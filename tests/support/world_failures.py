@@ -140,6 +140,20 @@ def case_impatient() -> None:
     world.close()
 
 
+def case_late_to_hear() -> None:
+    world = open_ranks()
+    world.barrier()
+    if RANK == 0:
+        world.meeting.ask("stop")
+    for unit in range(1, 1000):
+        heard = world.meeting.enter()
+        if heard:
+            say("heard", *heard, "in front of unit", unit)
+            break
+        time.sleep(0.001 if RANK == 0 else 0.3)  # what is tested is that the others come late
+    world.close(timeout=0.01)
+
+
 def case_missing() -> None:
     if RANK == 2:
         share(None)

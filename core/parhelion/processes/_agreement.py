@@ -36,7 +36,7 @@ class Member:
         self._num_known = 0  # rounds whose outcome has been taken from the queue; the working thread's
         self._outcomes: queue.SimpleQueue[tuple[int, tuple[str, ...]] | None] = queue.SimpleQueue()
         self._ahead: list[tuple[int, tuple[str, ...]]] = []  # the working thread's
-        self._is_over = False
+        self._is_over = self._is_ending = False
 
     def ask(self, wish: str) -> None:
         """Bring a wish; see :meth:`Meeting.ask`."""
@@ -51,29 +51,28 @@ class Member:
         self.tick += 1
         if not self.is_called:
             return ()
-        while self.is_waiting():
-            self.take_in(self._outcomes.get())
-        return self.hear()
+        while not self._is_over and self._num_known < self._num_called:
+            self._take_in(self._outcomes.get())
+        if self._is_over:
+            raise self._explain()
+        return self._hear()
 
-    def is_waiting(self) -> bool:
-        """Return whether a round is going on whose outcome is not known here."""
-        return self._is_over or self._num_known < self._num_called
-
-    def take_in(self, outcome: tuple[int, tuple[str, ...]] | None) -> None:
-        """Take note of a round's outcome; None stands for that there will be none."""
-        if outcome is None or self._is_over:
+    def _take_in(self, outcome: tuple[int, tuple[str, ...]] | None) -> None:
+        if outcome is None:
             self._outcomes.put(None)  # for the next one who asks
             raise self._explain()
         self._num_known += 1
         self._ahead.append(outcome)
 
-    def hear(self) -> tuple[str, ...]:
+    def _hear(self) -> tuple[str, ...]:
         """Return the wishes for the unit that has just been counted."""
+        if self._is_ending and not self._ahead:
+            raise self._explain()
         heard = [wish for last, wishes in self._ahead if last < self.tick for wish in wishes]
         self._ahead = [outcome for outcome in self._ahead if outcome[0] >= self.tick]
         self.is_called = False
         # Whoever raises the flag does so after saying why: it is either raised after this, or seen here.
-        if self._ahead or self.is_waiting():
+        if self._ahead or self._num_known < self._num_called or self._is_over or self._is_ending:
             self.is_called = True
         return tuple(dict.fromkeys(heard))
 
@@ -90,6 +89,12 @@ class Member:
     def give_up(self) -> None:
         """Let ``enter`` raise from now on, also where it waits."""
         self._is_over = True
+        self.is_called = True
+        self._outcomes.put(None)
+
+    def expect_no_more(self) -> None:
+        """Let ``enter`` raise once what has been decided is heard, and at a round that will not be decided."""
+        self._is_ending = True
         self.is_called = True
         self._outcomes.put(None)
 

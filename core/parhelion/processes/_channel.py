@@ -59,7 +59,7 @@ class Channel:
         self._over: str | None = None  # why nobody is to be waited for any more
         self._first = "process 0"
         self._closing: Answer | None = None
-        self._is_closed = self._has_ended = False
+        self._is_closed = self._has_ended = self._has_first_parted = False
         self._turns: dict[str, threading.Lock] = {}
         self._numbers: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="parhelion-world", daemon=True)
@@ -262,17 +262,19 @@ class Channel:
             answer.put(content)
 
     def _on_bye(self) -> None:
-        if self._closing is not None:
-            self._has_ended = True
-        else:
-            self._give_up(
-                f"{self._first} has closed its world; expected all processes to do so after the last thing that they "
-                "do together."
-            )
+        # The first process still answers: it waits for the others to part, too, if they do so in time.
+        self._has_ended = self._closing is not None
+        self._has_first_parted = True
 
     def _lose_hub(self) -> None:
         if self._closing is not None:
             self._has_ended = True
+        elif self._has_first_parted:
+            self._end_calls(
+                f"{self._first} has closed its world; expected all processes to do so after the last thing that they "
+                "do together."
+            )
+            self.member.expect_no_more()
         elif self._over is None:
             self._fail(describe_loss(self._first))
 
@@ -295,9 +297,12 @@ class Channel:
 
     def _give_up(self, text: str) -> None:
         """Let nobody wait for other processes any more."""
+        self._end_calls(text)
+        self.member.give_up()
+
+    def _end_calls(self, text: str) -> None:
         if self._over is None:
             self._over = text
-        self.member.give_up()
         self._welcome.put(self._over)
         for answer in self._calls.values():
             answer.put(self._over)

@@ -268,6 +268,25 @@ def test_after_the_end_every_unit_raises() -> None:
             member.enter()
 
 
+def test_what_is_decided_is_heard_before_the_end() -> None:
+    member = Member(lambda tick, wish: None, lambda: WorldError("process 0 has closed its world"))
+    member.enter()
+    member.decide(member.call() + 1, ("stop",))
+    member.expect_no_more()
+    assert [member.enter(), member.enter()] == [(), ("stop",)]
+    with pytest.raises(WorldError, match="process 0 has closed its world"):
+        member.enter()
+
+
+def test_a_round_that_is_never_decided_is_not_waited_for() -> None:
+    member = Member(lambda tick, wish: None, lambda: WorldError("process 0 has closed its world"))
+    member.call()
+    member.expect_no_more()
+    for _ in range(2):
+        with pytest.raises(WorldError, match="process 0 has closed its world"):
+            member.enter()
+
+
 def test_one_process_hears_what_it_wishes_in_its_order_and_once() -> None:
     meeting = LocalMeeting()
     assert meeting.enter() == ()

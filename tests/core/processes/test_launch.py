@@ -26,7 +26,7 @@ class Launcher:
     """A running launcher and what it has printed."""
 
     def __init__(self, process) -> None:
-        self.process, self.lines = process, []
+        self.process, self.lines, self.pids = process, [], []
         self._reader = threading.Thread(target=lambda: self.lines.extend(iter(process.stdout.readline, "")))
         self._reader.start()
 
@@ -59,8 +59,15 @@ def start(*arguments):
         yield launcher
     finally:
         process.kill()
+        kill(launcher.pids)
         launcher.end()
         process.stdout.close()
+
+
+def kill(pids) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def is_alive(pid) -> bool:
@@ -146,7 +153,7 @@ def test_a_run_that_is_preempted_ends_with_75() -> None:
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
 def test_a_second_signal_ends_all_at_once(numbers) -> None:
     with start("-n", 2, PROGRAM, "deaf") as launcher:
-        pids = [int(line.split()[-1]) for line in launcher.wait_for("ready", 2)]
+        pids = launcher.pids = [int(line.split()[-1]) for line in launcher.wait_for("ready", 2)]
         launcher.process.send_signal(numbers[0])
         launcher.wait_for("got", 2)
         launcher.process.send_signal(numbers[1])
@@ -156,7 +163,7 @@ def test_a_second_signal_ends_all_at_once(numbers) -> None:
 
 def test_the_processes_die_with_the_launcher() -> None:
     with start("-n", 2, PROGRAM, "deaf") as launcher:
-        pids = [int(line.split()[-1]) for line in launcher.wait_for("ready", 2)]
+        pids = launcher.pids = [int(line.split()[-1]) for line in launcher.wait_for("ready", 2)]
         launcher.process.kill()
         wait_until_gone(*pids)
 

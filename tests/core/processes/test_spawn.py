@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import subprocess
@@ -30,10 +31,14 @@ def start(case):
         stderr=subprocess.STDOUT,
         text=True,
     )
+    process.pids = []
     try:
         yield process
     finally:
         process.kill()
+        for pid in process.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -80,7 +85,9 @@ def test_what_cannot_come_back_is_an_error() -> None:
 
 
 def read_pids(process) -> list[int]:
-    return [int(process.stdout.readline().split()[1]) for _ in range(2)]
+    for _ in range(2):
+        process.pids.append(int(process.stdout.readline().split()[1]))
+    return process.pids
 
 
 def test_a_signal_reaches_every_process() -> None:

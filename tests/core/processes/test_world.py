@@ -182,6 +182,12 @@ def test_the_first_may_leave_before_the_others() -> None:
         assert "the failure is None" in outputs[rank]
 
 
+def test_what_is_decided_is_heard_also_by_those_that_come_to_it_when_the_first_has_left() -> None:
+    outputs = run_failure("late-to-hear", [0, 0, 0])
+    assert outputs[0].startswith("heard stop in front of unit ")
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
 def test_one_that_does_not_come_is_missed_by_all() -> None:
     outputs = run_failure("missing", [0, 0, 0])
     assert "processes [2] have not come within 1 s; expected all. See why they have not, or allow a" in outputs[0]
