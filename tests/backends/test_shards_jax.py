@@ -127,7 +127,7 @@ def test_several_processes_read_nothing_before_they_know_which_part_they_need() 
 
 
 @pytest.mark.usefixtures("among_two")
-def test_a_placed_array_reads_its_own_boxes_once() -> None:
+def test_a_placed_array_reads_its_own_boxes() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     like = jax.device_put(jnp.zeros((8, 6)), NamedSharding(mesh, PartitionSpec("data")))
     lazy = Arrays().decode_stored(stored := Stored(WHOLE))

@@ -73,7 +73,7 @@ def look_after(world: World) -> None:
             _write(f"process {world.rank} ends, as another one failed: {world.failure}")
 
     sys.excepthook = tell
-    atexit.register(_end, world)
+    atexit.register(_end, world, os.getpid())
 
 
 def leave(world: World) -> None:
@@ -87,9 +87,12 @@ def leave(world: World) -> None:
     world.close()
 
 
-def _end(world: World) -> None:
+def _end(world: World, owner: int) -> None:
     """Part from the others when the program ends, or see that this one ends if one has failed."""
     if not jax.distributed.is_initialized():
+        return
+    if os.getpid() != owner:  # a fork, which is none of them
+        _abandon()
         return
     try:
         if world.failure is None:
