@@ -6,6 +6,7 @@ One that is left alone in a computation over all of them would wait there withou
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ __all__ = ["act_in_turn", "check_agreement", "fail_together", "let_first_act"]
 T = TypeVar("T")
 
 _REFUSAL_SECONDS = 5.0
+_NEWS_SECONDS, _LOOK_SECONDS = 0.5, 0.01
 _PART_SECONDS = 2.0
 
 
@@ -78,11 +80,24 @@ def fail_together(world: World, has_begun: Callable[[], bool]) -> Generator[None
     """
     try:
         yield
-    except Exception:
-        if world.size > 1 and (has_begun() or not _is_refused_by_all(world)):
+    except Exception as error:
+        if world.size == 1 or (not has_begun() and _is_refused_by_all(world)):
+            raise
+        reason = _await_failure(world)
+        if reason is None:
             world.fail(traceback.format_exc())
-            world.close(_PART_SECONDS)  # this process may go on with something of its own
-        raise
+        world.close(_PART_SECONDS)  # this process may go on with something of its own
+        if reason is None or isinstance(error, WorldError):
+            raise
+        raise WorldError(reason) from error
+
+
+def _await_failure(world: World) -> str | None:
+    """Return what has failed in another process, which may be why something fails here: that is often heard first."""
+    end = time.monotonic() + _NEWS_SECONDS
+    while world.failure is None and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+    return world.failure
 
 
 def _is_refused_by_all(world: World) -> bool:
