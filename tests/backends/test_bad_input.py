@@ -444,7 +444,7 @@ def test_a_checkpoint_of_a_newer_format_is_refused_and_left_alone(trained) -> No
     assert json.loads((newest / "manifest.json").read_text())["version"] == 99
     for resume in ("auto", newest):
         with pytest.raises(
-            CheckpointVersionError, match=r"has format version 99; expected at most 1.* Upgrade parhelion"
+            CheckpointVersionError, match=r"has format version 99; expected at most 2.* Upgrade parhelion"
         ):
             make_trainer(total_steps=3, chkpt_root=folder.parent).fit(Net(), Data(), resume=resume)
     assert newest.is_dir()

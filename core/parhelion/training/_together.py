@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from parhelion.errors import InvalidValueError, WorldError
+from parhelion.errors import InvalidValueError, ParhelionError, WorldError
 
 from ._protocols import World
 
@@ -87,7 +87,7 @@ def fail_together(world: World, has_begun: Callable[[], bool]) -> Generator[None
         if reason is None:
             world.fail(traceback.format_exc())
         world.close(_PART_SECONDS)  # this process may go on with something of its own
-        if reason is None or isinstance(error, WorldError):
+        if reason is None or isinstance(error, ParhelionError):
             raise
         raise WorldError(reason) from error
 
