@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from parhelion.checkpoint import flatten, unflatten
+from parhelion.checkpoint import ShardedArray, flatten, unflatten
 from parhelion.data import DataLoaderParams, DatasetSplit
-from parhelion.errors import UnsavableValueError
 from parhelion_jax.arrays import Arrays
 from parhelion_jax.data import loader_for
 from parhelion_jax.samplers import ResumableDistributedSampler, get_group
@@ -46,6 +44,11 @@ def fact_an_array_that_every_process_has_whole_is_saved_by_each():
     assert back.is_fully_addressable
 
 
-def fact_an_array_in_parts_on_both_is_refused_by_path():
-    with pytest.raises(UnsavableValueError, match=r"^w is an array in parts on devices of several processes;"):
-        flatten({"w": spread(PartitionSpec("data"))}, Arrays())
+def fact_each_process_has_its_parts_of_an_array():
+    _, arrays = flatten({"w": spread(PartitionSpec("data"))}, Arrays())
+    array = arrays["w"]
+    assert isinstance(array, ShardedArray)
+    starts = [part.start for part in array.parts]
+    assert array.shape == (8,)
+    assert len(starts) == len(set(starts)) > 0
+    assert sum(part.array.shape[0] for part in array.parts) == 4

@@ -6,7 +6,6 @@ One that is left alone in a computation over all of them would wait there withou
 from __future__ import annotations
 
 import threading
-import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ __all__ = ["act_in_turn", "check_agreement", "fail_together", "let_first_act"]
 
 T = TypeVar("T")
 
-_REFUSAL_SECONDS = 5.0
-_NEWS_SECONDS, _LOOK_SECONDS = 0.5, 0.01
+# How long an error waits for the others to have it too: they may still be preparing, or are just behind.
+_LATER, _SOON = 5.0, 2.0
 _PART_SECONDS = 2.0
+_TOLD = "parhelion_told"  # in the attributes of an error that the others know
 
 
 def act_in_turn(world: World, act: Callable[[], T], doing: str) -> T:
@@ -76,42 +76,52 @@ def check_agreement(world: World, facts: Mapping[str, Any]) -> None:
 def fail_together(world: World, has_begun: Callable[[], bool]) -> Generator[None]:
     """Tell the other processes when an error leaves the context, so that they end instead of waiting for this one.
 
-    What is refused in all processes before anything has begun leaves them as they were: they can try something else.
+    What fails in all processes alike leaves them as they were: they can try something else. It may be nested.
+
+    Args:
+        world: the processes.
+        has_begun: whether training has, where all come to an error at about the same time.
+
+    Raises:
+        WorldError: something failed here because another process has failed; in place of what the framework makes of
+            that.
     """
     try:
         yield
     except Exception as error:
-        if world.size == 1 or (not has_begun() and _is_refused_by_all(world)):
+        if world.size == 1 or _TOLD in vars(error):
             raise
-        reason = _await_failure(world)
-        if reason is None:
-            world.fail(traceback.format_exc())
-        world.close(_PART_SECONDS)  # this process may go on with something of its own
-        if reason is None or isinstance(error, ParhelionError):
+        raised = _tell(world, error, _SOON if has_begun() else _LATER)
+        vars(raised)[_TOLD] = True
+        if raised is error:
             raise
-        raise WorldError(reason) from error
+        raise raised from error
 
 
-def _await_failure(world: World) -> str | None:
-    """Return what has failed in another process, which may be why something fails here: that is often heard first."""
-    end = time.monotonic() + _NEWS_SECONDS
-    while world.failure is None and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
-    return world.failure
+def _tell(world: World, error: Exception, patience: float) -> Exception:
+    """Tell the others of an error unless they have it too, and return the one that is to leave."""
+    has_spoken = threading.Event()
 
+    def speak() -> None:
+        has_spoken.set()
+        world.fail("".join(traceback.format_exception(error)))
 
-def _is_refused_by_all(world: World) -> bool:
-    """Return whether every process comes here within a while."""
-    gives_up = threading.Timer(_REFUSAL_SECONDS, world.fail, ("an error in another process, before training began",))
-    gives_up.daemon = True
-    gives_up.start()
+    silence = threading.Timer(patience, speak)
+    silence.daemon = True
+    silence.start()
     try:
-        world.about("refusal").gather(None)
+        world.about("failing").gather(None)
     except WorldError:
-        return False
+        reason = world.failure
+        world.close(_PART_SECONDS)  # this process may go on with something of its own
+    else:
+        return error
     finally:
-        gives_up.cancel()
-    return True
+        silence.cancel()
+    is_consequence = isinstance(error, RuntimeError) and not isinstance(error, ParhelionError)
+    if reason is None or has_spoken.is_set() or not is_consequence:
+        return error
+    return WorldError(reason)
 
 
 def _try(act: Callable[[], T]) -> tuple[list[T], Exception | None]:

@@ -443,6 +443,7 @@ class Trainer(TrainerFacts):
         self._model, self._datamodule = model, datamodule
         try:
             with (
+                fail_together(self._parts.world, lambda: self._begun),
                 session(
                     self,
                     model,
@@ -453,7 +454,6 @@ class Trainer(TrainerFacts):
                     fast_init=fast_init,
                     is_ready=is_ready,
                 ) as window,
-                fail_together(self._parts.world, lambda: self._begun),
             ):
                 yield window
         finally:

@@ -24,7 +24,8 @@ from support.threads import Threads, in_all, rank_parts
 @pytest.fixture(autouse=True)
 def ranks_that_notice_soon(monkeypatch) -> None:
     """How long an error waits to see whether all have it."""
-    monkeypatch.setattr("parhelion.training._together._REFUSAL_SECONDS", 0.1)
+    for name in ("_LATER", "_SOON"):
+        monkeypatch.setattr(f"parhelion.training._together.{name}", 0.1)
 
 
 def assert_close(row: dict[str, float], size: int) -> None:
