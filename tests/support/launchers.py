@@ -82,7 +82,9 @@ def command(launcher: str, size: int, options: tuple[Any, ...]) -> list[str]:
 
 
 @contextlib.contextmanager
-def start(launcher: str, size: int, script: Path, *arguments: Any, options: tuple[Any, ...] = ()) -> Iterator[Group]:
+def start(
+    launcher: str, size: int, script: Path, *arguments: Any, options: tuple[Any, ...] = (), **environment: str
+) -> Iterator[Group]:
     surroundings = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
     surroundings |= {
         "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
@@ -93,6 +95,7 @@ def start(launcher: str, size: int, script: Path, *arguments: Any, options: tupl
     }
     # Others compile into it, too, and a process that is killed may leave half a program.
     surroundings.pop("JAX_COMPILATION_CACHE_DIR", None)
+    surroundings |= environment
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
         with output.open("wb") as file:

@@ -48,6 +48,7 @@ class Fault:
         rank: to whom.
         act: the name of a signal that the process sends itself, "raise", "hang", or "wait" for a while.
         seconds: how long "wait" takes, and how long things take after a signal.
+        pace: seconds that each pass by the point takes on every rank.
     """
 
     point: str = ""
@@ -55,12 +56,15 @@ class Fault:
     rank: int = 0
     act: str = "wait"
     seconds: float = 0.0
+    pace: float = 0.0
     own_rank: int = 0
     has_happened: bool = False
 
     def pass_by(self, point: str, at: int) -> None:
-        is_here = point == self.point and self.own_rank == self.rank
-        if not is_here or self.has_happened or (at != self.at if point == "data" else at < self.at):
+        if point != self.point:
+            return
+        time.sleep(self.pace)
+        if self.own_rank != self.rank or self.has_happened or (at != self.at if point == "data" else at < self.at):
             return
         self.has_happened = True
         say("at", point, "pid", os.getpid())
@@ -104,7 +108,7 @@ class Data(ph.DataModule):
                 {**params, "options": {"records_per_epoch": self.size}},
             )
         self._train_dataset = self._create_dataset(records, params)
-        self._valid_dataset = self._create_dataset(Points(21, Fault()), {"batch_size": self.params["batch_size"]})
+        self._valid_dataset = self._create_dataset(Points(45, Fault()), {"batch_size": self.params["batch_size"]})
 
 
 class Ledger(ph.Plugin):

@@ -65,7 +65,7 @@ def gathering(mesh: Mesh) -> Any:
 
 def digest(model: Any) -> str:
     """Return a digest of all weights and moments; every process must ask for it."""
-    leaves = jax.tree.leaves((model.params, model.opt_state))
+    leaves = jax.tree.leaves((model.params, model._trained.opt_state))
     if not all(leaf.is_fully_replicated for leaf in leaves):
         leaves = gathering(model.placement.mesh)(leaves)
     return whole_run.digest(*leaves)
