@@ -64,6 +64,8 @@ class Model(ABC):
         weight_map: how names and layouts of weights map to another backend's, to go on from its checkpoints.
         monitor: the validation value that says which checkpoint is the best; None for none. Set, it is saved whenever
             :meth:`have_metrics_improved` says yes, and kept.
+        state_versions: the form of what of the state has versions, by name; see
+            :func:`parhelion.checkpoint.register_upgrade`.
         validated: the values of the last validation, there before :meth:`have_metrics_improved` is asked.
 
     Raises:
@@ -80,6 +82,7 @@ class Model(ABC):
         self._window: Window | None = None
         self._attributes: Attributes | None = None
         self.weight_map: WeightMap | None = None
+        self.state_versions: Mapping[str, int] = {}
         self.monitor: str | None = None
         self.monitor_mode: Literal["min", "max"] = "min"
         self.validated: dict[str, float] = {}

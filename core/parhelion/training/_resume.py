@@ -21,8 +21,10 @@ from parhelion.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    register_upgrade,
     remove_leftovers,
     supersede,
+    upgrade,
 )
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidTypeError, InvalidValueError
 
@@ -33,9 +35,28 @@ from ._state import TrainingState
 from ._stateful import entries
 from ._together import act_in_turn, check_agreement, let_first_act
 
-__all__ = ["CheckpointFolder", "check_facts", "find_checkpoint", "give_model", "give_weights", "load_run"]
+__all__ = [
+    "RUN_VERSION",
+    "CheckpointFolder",
+    "check_facts",
+    "find_checkpoint",
+    "give_model",
+    "give_weights",
+    "load_run",
+]
 
 _log = logging.getLogger("parhelion")
+
+RUN_VERSION = 2
+_PATHS = (str, os.PathLike, RemotePath)
+
+
+def _name_what_is_pending(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tree of a run from before a validation could be left."""
+    return {"pending": False, **tree}
+
+
+register_upgrade("run", 1, _name_what_is_pending)
 
 
 def check_facts(saved: Mapping[str, Any], live: Mapping[str, Any], allow_changes: Collection[str]) -> None:
@@ -94,6 +115,7 @@ class CheckpointFolder:
         retention: which are kept; None for all.
         arrays: this framework's arrays in checkpoints.
         world: the processes that read and write them together.
+        versions: the forms of what they hold: of the run, and of what the model gives a version.
     """
 
     path: Place
@@ -101,6 +123,7 @@ class CheckpointFolder:
     retention: Retention | None
     arrays: ArrayAdapter | None
     world: World
+    versions: Mapping[str, int]
 
     def find(self, resume: str | Path) -> Checkpoint | None:
         """Return the verified checkpoint that the run goes on from, or None for a fresh run; in all processes at once.
@@ -140,10 +163,11 @@ class CheckpointFolder:
         last = find_last_checkpoint(self.path)
         check_agreement(self.world, {"the checkpoint to resume from": None if last is None else last.name})
         newest = load_newest(self.path, self.arrays, readers=self.world)
-        return None if newest is None else _check_run(newest)
+        return None if newest is None else _up_to_date(newest, self.versions)
 
     def _load(self, path: str | Path) -> Checkpoint:
-        return _check_run(load_checkpoint(path, self.arrays, share=(self.world.rank, self.world.size)))
+        share = self.world.rank, self.world.size
+        return _up_to_date(load_checkpoint(path, self.arrays, share=share), self.versions)
 
     def request(
         self, state: TrainingState, tree: Any, *, name: str, metrics: Mapping[str, float], protect: Collection[str]
@@ -162,6 +186,7 @@ class CheckpointFolder:
             "global_iteration": state.global_iteration,
             "global_epoch": state.global_epoch,
             "metrics": dict(metrics),
+            "versions": dict(self.versions),
         }
         return Request(
             root=self.path, name=name, meta=meta, tree=tree, retention=self.retention, protect=frozenset(protect)
@@ -201,14 +226,16 @@ def _free(path: Path) -> Path:
     return free
 
 
-def _check_run(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint if ``Trainer.fit`` has written it.
+def _up_to_date(checkpoint: Checkpoint, versions: Mapping[str, int]) -> Checkpoint:
+    """Return a checkpoint that ``Trainer.fit`` has written, with what it holds in the form of today.
 
     Raises:
-        CheckpointError: something else has.
+        CheckpointError: something else has written it.
+        CheckpointVersionError: something in it is of a newer version, or of one that nothing leads up from.
     """
     if {"state", "model", "facts"} <= set(entries(checkpoint.tree)):
-        return checkpoint
+        saved = checkpoint.meta.get("versions", {})
+        return attrs.evolve(checkpoint, tree=upgrade(checkpoint.tree, saved, versions))
     raise CheckpointError(
         f"checkpoint {checkpoint.path} holds no run; expected one that Trainer.fit has written. Name another one, or "
         "use another chkpt_root."
@@ -222,7 +249,7 @@ def find_checkpoint(folder: CheckpointFolder | None, resume: str | Path) -> Chec
         InvalidTypeError: ``resume`` is neither a word nor a path.
         InvalidValueError: there is no folder, and ``resume`` needs one.
     """
-    if not isinstance(resume, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+    if not isinstance(resume, _PATHS):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
         raise InvalidTypeError(f"resume is {resume!r}; expected 'auto', 'must', 'never' or the path of a checkpoint.")
     if folder is not None:
         return folder.find(resume)
@@ -231,16 +258,16 @@ def find_checkpoint(folder: CheckpointFolder | None, resume: str | Path) -> Chec
     return None
 
 
-def load_run(path: str | Path, arrays: ArrayAdapter | None) -> Mapping[str, Any]:
+def load_run(path: str | Path, arrays: ArrayAdapter | None, versions: Mapping[str, int]) -> Mapping[str, Any]:
     """Return what a checkpoint of any run holds.
 
     Raises:
         InvalidTypeError: ``path`` is no path.
         CheckpointError: the checkpoint is damaged, or holds no run.
     """
-    if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+    if not isinstance(path, _PATHS):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
         raise InvalidTypeError(f"init_from is {path!r}; expected the path of a checkpoint.")
-    tree: Mapping[str, Any] = _check_run(load_checkpoint(path, arrays)).tree
+    tree: Mapping[str, Any] = _up_to_date(load_checkpoint(path, arrays), versions).tree
     return tree
 
 

@@ -62,6 +62,9 @@ class Saving:
         arrays: this framework's arrays in checkpoints.
         in_background: whether training goes on meanwhile.
         on_failure: called in whatever thread a save has failed, so that somebody looks.
+
+    Attributes:
+        guard: raises if this run must not write any more; asked in front of a save.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Saving:
     ) -> None:
         self._world, self._arrays, self._on_failure = world, arrays, on_failure
         self._saver, self._hold = Saver(in_background=in_background), Hold()
+        self.guard: Callable[[], None] | None = None
 
     def prepare(self, tree: Any) -> None:
         """Make sure that a tree can be saved, and have the memory ready that its copy needs.
@@ -78,7 +82,8 @@ class Saving:
         """
         _, arrays = flatten(tree, self._arrays)
         if self._saver.in_background and self._writes(arrays):
-            self._hold.prepare(sum(map(_size, arrays.values())))
+            size = sum(map(_size, arrays.values()))
+            self._saver.start(lambda: self._hold.prepare(size))  # new pages take longer to come by than to fill
 
     def start(self, request: Request) -> None:
         """Copy the state of a request aside, and have it written.
@@ -86,6 +91,8 @@ class Saving:
         Raises:
             CheckpointError: the save before has failed, or this one has, where nothing goes on in the background.
         """
+        if self.guard is not None:
+            self.guard()
         self._saver.wait()  # what it has copied is free then
         skeleton, arrays = flatten(request.tree, self._arrays)
         world, root, name = self._world, request.root, request.name

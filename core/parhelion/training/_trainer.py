@@ -170,7 +170,7 @@ class Trainer(TrainerFacts):
         return self._concluded(examine, self._test_exceptions)
 
     def predict(self, model: Model, datamodule: DataModule) -> list[Any]:
-        """Return the model's ``predict_step`` for every batch of the test split, in order.
+        """Return the model's ``predict_step`` for every batch of the test split that this process gets, in order.
 
         Raises:
             InvalidValueError: there is no test split.
@@ -215,8 +215,7 @@ class Trainer(TrainerFacts):
         folder, name = self._folder(self._run.model), None
         if path is not None:
             place = as_place(path)
-            name, run_name, parts = place.name, self._name(self._run.model), self._parts
-            folder = CheckpointFolder(place.parent, run_name, None, parts.arrays, parts.world)
+            folder, name = self._folder_at(place.parent, self._run.model), place.name
         if folder is None:
             raise InvalidValueError(
                 "path is None and the trainer has no chkpt_root; expected one of them. Pass a path."
@@ -275,7 +274,7 @@ class Trainer(TrainerFacts):
             window = stack.enter_context(self._session(model, datamodule, fast_init=False))
             folder = self._folder(model)
             self._check_options()
-            self._lock(folder, stack)
+            self._lock(folder, saving, stack)
             stack.enter_context(saving)
             stack.enter_context(fail_together(self._parts.world, lambda: self._begun))
             checkpoint = find_checkpoint(folder, resume)
@@ -285,7 +284,7 @@ class Trainer(TrainerFacts):
             check_facts({} if checkpoint is None else checkpoint.tree["facts"], run.facts, allow_changes)
             check_agreement(self._parts.world, {**run.facts, **run.setting})
             if init_from is not None and checkpoint is None:
-                give_weights(model, load_run(init_from, self._parts.arrays), self._parts.name)
+                give_weights(model, load_run(init_from, self._parts.arrays, self._versions(model)), self._parts.name)
             model.watch_attributes()
             # However much the initialization drew, training begins at the same point of the streams.
             self._parts.randomness.seed(derive(self.random_seed, "steps", self.rank))
@@ -293,7 +292,7 @@ class Trainer(TrainerFacts):
             calls.stop = run.stop_of(checkpoint)
             loop = Loop(plan=self._plan, state=begin, source=source, work=run, calls=calls)
             loop.chunk_size = self._parts.steps_per_execution
-            loop.is_pending = checkpoint is not None and checkpoint.tree.get("pending", False)
+            loop.is_pending = checkpoint is not None and checkpoint.tree["pending"]
             self._run, self._loop = run, loop
             source.follow(lambda: self.state.position)
             table = hook_table(self._plugin_list(), model)
@@ -338,14 +337,16 @@ class Trainer(TrainerFacts):
             on_failure=lambda: calls.ask(FAILED),
         )
 
-    def _lock(self, folder: CheckpointFolder | None, stack: ExitStack) -> None:
+    def _lock(self, folder: CheckpointFolder | None, saving: Saving, stack: ExitStack) -> None:
         """Keep other runs out of the folder until this one has ended.
 
         Raises:
             CheckpointError: another run is in it; names its host and process.
         """
         if folder is not None:
-            let_first_act(self._parts.world, lambda: stack.enter_context(RunLock(folder.path)), "locking the run")
+            lock = RunLock(folder.path)
+            let_first_act(self._parts.world, lambda: stack.enter_context(lock), "locking the run")
+            saving.guard = lock.check if self.rank == 0 else None
 
     def _listening(self, calls: Calls, saving: Saving) -> SignalStop:
         """Return the context in which signals end the run."""

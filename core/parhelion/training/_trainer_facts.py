@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from parhelion.checkpoint import Place
+from parhelion.checkpoint import Place, Retention
 from parhelion.data import DataModule
 from parhelion.errors import ParhelionError
 from parhelion.plugins import PluginTable
@@ -14,7 +14,7 @@ from ._loop import Loop
 from ._model import Model
 from ._options import TrainerOptions
 from ._protocols import BackendParts, Placement
-from ._resume import CheckpointFolder
+from ._resume import RUN_VERSION, CheckpointFolder
 from ._run import Run
 from ._signals import PREEMPTED_CODE
 from ._source import AnySource
@@ -182,4 +182,12 @@ class TrainerFacts:
             return None
         path = options.chkpt_root / model.save_name
         retention = options.retention(model.monitor, model.monitor_mode)
-        return CheckpointFolder(path, self._name(model), retention, self._parts.arrays, self._parts.world)
+        return self._folder_at(path, model, retention)
+
+    def _folder_at(self, path: Place, model: Model, retention: Retention | None = None) -> CheckpointFolder:
+        parts = self._parts
+        return CheckpointFolder(path, self._name(model), retention, parts.arrays, parts.world, self._versions(model))
+
+    @staticmethod
+    def _versions(model: Model) -> dict[str, int]:
+        return {"run": RUN_VERSION, **model.state_versions}
