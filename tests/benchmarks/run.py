@@ -25,6 +25,7 @@ SCRIPTS = (
     # What these count hardly varies.
     ("bench_data.py", ["--kinds", "memory,growth", "--rounds", "1"], ["--kinds", "memory", "--rounds", "1"]),
     ("bench_checkpoint.py", [], ["--rounds", "3"]),
+    ("bench_ranks.py", [], ["--steps", "50", "--rounds", "1"]),
 )
 LIBRARIES = (
     "numpy", "torch", "jax", "optax", "flax", "keras", "lightning", "pytorch-ignite", "helios-ml", "safetensors",
