@@ -26,6 +26,7 @@ SCRIPTS = (
     ("bench_data.py", ["--kinds", "memory,growth", "--rounds", "1"], ["--kinds", "memory", "--rounds", "1"]),
     ("bench_checkpoint.py", [], ["--rounds", "3"]),
     ("bench_ranks.py", [], ["--steps", "50", "--rounds", "1"]),
+    ("bench_recovery.py", [], ["--rounds", "1"]),
 )
 LIBRARIES = (
     "numpy", "torch", "jax", "optax", "flax", "keras", "lightning", "pytorch-ignite", "helios-ml", "safetensors",
