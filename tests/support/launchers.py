@@ -90,7 +90,8 @@ def start(
         "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
         "OMP_NUM_THREADS": "1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        # To compile takes longer than to train.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     # Others compile into it, too, and a process that is killed may leave half a program.

@@ -49,6 +49,7 @@ class Fault:
         act: the name of a signal that the process sends itself, "raise", "hang", or "wait" for a while.
         seconds: how long "wait" takes, and how long things take after a signal.
         pace: seconds that each pass by the point takes on every rank.
+        life: in which of the run's lives; None for whichever it is given to.
     """
 
     point: str = ""
@@ -57,14 +58,15 @@ class Fault:
     act: str = "wait"
     seconds: float = 0.0
     pace: float = 0.0
-    own_rank: int = 0
+    life: int | None = None
     has_happened: bool = False
 
     def pass_by(self, point: str, at: int) -> None:
         if point != self.point:
             return
         time.sleep(self.pace)
-        if self.own_rank != self.rank or self.has_happened or (at != self.at if point == "data" else at < self.at):
+        is_time = at == self.at if point == "data" else at >= self.at
+        if self.has_happened or not is_time or os.environ.get("RANK", "0") != str(self.rank):
             return
         self.has_happened = True
         say("at", point, "pid", os.getpid())
@@ -139,7 +141,7 @@ class Book:
 
     def write(self, state: Any, model: Any) -> None:
         line = [state.global_iteration, state.global_epoch, self.rows, self.case.digest(model)]
-        with self.path.open("a") as file:
+        with self.path.with_name(f"{self.path.name}-{model.rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         say("did", state.global_iteration)
 
@@ -206,12 +208,14 @@ def live(
     if leave_at:
         options |= {"train_unit": "iteration", "total_steps": leave_at, "valid_frequency": leave_at}
     trainer = case.make_trainer(chkpt_root=root, print_banner=False, **{**OPTIONS, **options})
-    rank = trouble.own_rank = trainer.rank
+    rank = trainer.rank
     folder.mkdir(parents=True, exist_ok=True)
     number = len([*folder.glob("ledger-*-0.jsonl")])
     number = trainer._parts.world.gather(number)[0]  # the first rank's, before it begins its own
-    ledger, model = Ledger(folder / f"ledger-{number}-{rank}.jsonl", case), case.make_model(kind)
-    ledger.book.path.touch()
+    if trouble.life not in {None, number}:
+        trouble = Fault()
+    ledger, model = Ledger(folder / f"ledger-{number}", case), case.make_model(kind)
+    (folder / f"ledger-{number}-{rank}.jsonl").touch()
     ledger.book.model = model
     plant(model, trouble)
     trainer.register_plugin(ledger)

@@ -46,6 +46,8 @@ def own_rows(tensor: Any) -> Any:
 
 def digest(model: Any) -> str:
     """Return a digest of all weights and moments; every rank must ask for it."""
+    if model.module is None:  # it was trained in other processes
+        return ""
     parameters = list(model.module.parameters())
     moments = [model.optimizer.state.get(each, {}) for each in parameters]
     values = [*parameters, *(each[name] for each in moments for name in ("exp_avg", "exp_avg_sq") if each)]
