@@ -61,7 +61,7 @@ class Saving:
         world: the processes that train together.
         arrays: this framework's arrays in checkpoints.
         in_background: whether training goes on meanwhile.
-        on_failure: called in whatever thread a save has failed, so that somebody looks.
+        on_failure: called once a save has failed behind, so that somebody looks.
 
     Attributes:
         guard: raises if this run must not write any more; asked in front of a save.
@@ -70,8 +70,8 @@ class Saving:
     def __init__(
         self, world: World, arrays: Any, *, in_background: bool, on_failure: Callable[[], object] = lambda: None
     ) -> None:
-        self._world, self._arrays, self._on_failure = world, arrays, on_failure
-        self._saver, self._hold = Saver(in_background=in_background), Hold()
+        self._world, self._arrays = world, arrays
+        self._saver, self._hold = Saver(in_background=in_background, on_failure=on_failure), Hold()
         self.guard: Callable[[], None] | None = None
 
     def prepare(self, tree: Any) -> None:
@@ -93,7 +93,7 @@ class Saving:
         """
         if self.guard is not None:
             self.guard()
-        self._saver.wait()  # what it has copied is free then
+        self._saver.make_way()  # what it has copied is free then
         skeleton, arrays = flatten(request.tree, self._arrays)
         world, root, name = self._world, request.root, request.name
         spread = any(isinstance(array, ShardedArray) for array in arrays.values())
@@ -110,7 +110,7 @@ class Saving:
                 lambda: commit_shared(scratch, name, skeleton, held, request.meta, world.size, self._check_others),
             )
         else:
-            self._saver.start(self._telling(lambda: write_shard(scratch, world.rank, held)))
+            self._saver.start(lambda: write_shard(scratch, world.rank, held))
 
     def check(self) -> None:
         """Raise CheckpointError if a save has failed behind."""
@@ -151,17 +151,7 @@ class Saving:
             if request.retention is not None:
                 retain(request.root, request.retention, [request.root / name for name in request.protect])
 
-        self._saver.start(self._telling(write_and_retain))
-
-    def _telling(self, write: Callable[[], object]) -> Callable[[], None]:
-        def act() -> None:
-            try:
-                write()
-            except BaseException:
-                self._on_failure()
-                raise
-
-        return act
+        self._saver.start(write_and_retain)
 
     def _check_others(self) -> None:
         if self._world.failure is not None:

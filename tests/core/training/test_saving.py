@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,15 @@ def test_a_run_from_before_a_validation_could_be_left_goes_on(tmp_path) -> None:
     model = Descent()
     assert make_trainer(total_steps=2, chkpt_root=tmp_path).fit(model, Data())
     np.testing.assert_array_equal(model.weights, oracle.weights)
+
+
+def test_a_save_that_has_to_wait_long_for_the_one_before_is_mentioned_once(tmp_path, monkeypatch, caplog) -> None:
+    def fsync(descriptor: int) -> None:
+        time.sleep(0.02)
+        original(descriptor)
+
+    original = os.fsync
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr("parhelion.checkpoint._background._LONG_WAIT", 0.01)
+    assert make_trainer(total_steps=1, chkpt_every_iterations=1, chkpt_root=tmp_path).fit(Descent(), Data())
+    assert caplog.text.count("for the checkpoint before to be written; save less often") == 1
