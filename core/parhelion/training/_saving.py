@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -22,12 +23,14 @@ from parhelion.checkpoint import (
     write_checkpoint,
     write_shard,
 )
-from parhelion.errors import WorldError
+from parhelion.errors import CheckpointError, WorldError
 
 from ._protocols import World
 from ._together import let_first_act
 
 __all__ = ["Request", "Saving"]
+
+_log = logging.getLogger("parhelion")
 
 
 @attrs.frozen(kw_only=True)
@@ -149,13 +152,21 @@ class Saving:
         def write_and_retain() -> None:
             write()
             if request.retention is not None:
-                retain(request.root, request.retention, [request.root / name for name in request.protect])
+                _retain(request, request.retention)
 
         self._saver.start(write_and_retain)
 
     def _check_others(self) -> None:
         if self._world.failure is not None:
             raise WorldError(f"another process has failed meanwhile: {self._world.failure}")
+
+
+def _retain(request: Request, retention: Retention) -> None:
+    """Delete older ones. That this fails is no reason to end a run whose new checkpoint is there."""
+    try:
+        retain(request.root, retention, [request.root / name for name in request.protect])
+    except CheckpointError as error:
+        _log.warning("checkpoint %s is written, but an older one stays: %s", request.name, error)
 
 
 def _size(array: HostArray | ShardedArray) -> int:
