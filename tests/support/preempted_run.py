@@ -7,7 +7,10 @@ It prints "at PLACE" once it is there. At the end it prints one line of JSON wit
 
 from __future__ import annotations
 
+import ctypes
 import json
+import logging
+import multiprocessing
 import os
 import sys
 import threading
@@ -35,6 +38,41 @@ def dally(seconds: float = 0.3) -> None:
         time.sleep(0.01)
 
 
+def hang_deaf() -> None:
+    """Hang where no handler is run, as in a compilation or in a computation over all processes."""
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    lock(mutex)
+
+
+def with_stuck_log() -> None:
+    """Hang in a log, as one on a disk that is gone does."""
+
+    class Stuck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            threading.Event().wait()
+
+    log = logging.getLogger("parhelion")
+    log.addHandler(Stuck())
+    log.warning("stuck")
+
+
+def in_fork() -> int:
+    """Return how a forked process ends that is told to."""
+    there, here = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=wait_in_fork, args=(there,))
+    process.start()
+    here.recv()
+    process.terminate()
+    process.join()
+    return process.exitcode or 0
+
+
+def wait_in_fork(pipe: Any) -> None:
+    pipe.send("here")
+    time.sleep(5)
+
+
 class Slow(Descent):
     def __init__(self, place: str) -> None:
         super().__init__()
@@ -56,6 +94,14 @@ class Slow(Descent):
             if self.place == "endless step":
                 say("at endless step")
                 threading.Event().wait()
+            if self.place == "deaf step":
+                say("at deaf step")
+                hang_deaf()
+            if self.place == "step with a log":
+                say("at step with a log")
+                with_stuck_log()
+            if self.place == "step with a fork":
+                say(f"at step with a fork: {in_fork()}")
         return loss
 
     def valid_step(self, batch: Any, step: int) -> Any:

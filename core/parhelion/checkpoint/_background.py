@@ -28,8 +28,8 @@ class _Write:
     for it; a thread that waits for work would have to be told to end.
     """
 
-    def __init__(self, write: Callable[[], object]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[], object], on_failure: Callable[[], object]) -> None:
+        self._write, self._on_failure = write, on_failure
         self._failures: list[BaseException] = []
         # An interrupted join() of Python 3.11 takes a thread that runs for one that has ended.
         self._done = threading.Event()
@@ -52,6 +52,9 @@ class _Write:
             # What was written need not stay in memory until the next save.
             del self._write
             self._done.set()
+            if self._failures:
+                # Only now does whoever looks find it.
+                self._on_failure()
 
     def wait(self, timeout: float | None) -> bool:
         deadline = time.monotonic() + _LONG_WAIT
@@ -78,10 +81,11 @@ class Saver:
 
     Args:
         in_background: False to do every save at once, in the calling thread, whose errors then leave as they are.
+        on_failure: called behind, once there is a failure to look for.
     """
 
-    def __init__(self, *, in_background: bool = True) -> None:
-        self.in_background = in_background
+    def __init__(self, *, in_background: bool = True, on_failure: Callable[[], object] = lambda: None) -> None:
+        self.in_background, self._on_failure = in_background, on_failure
         self._current: _Write | None = None
         self._process = os.getpid()
         self._has_complained = False
@@ -98,17 +102,34 @@ class Saver:
         Raises:
             CheckpointError: the save before failed; ``write`` was not called.
         """
-        self._wait_for_the_one_before()
+        self.make_way()
         if not self.in_background:
             write()
             return
-        self._current = _Write(write)
+        self._current = _Write(write, self._on_failure)
         try:
             self._current.begin()
         except RuntimeError:
             # There are no threads to be had, as at the end of an interpreter; the save is wanted all the same.
             self._current = None
             write()
+
+    def make_way(self) -> None:
+        """Wait for the save before; the log says so once if that takes long.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        begin = time.monotonic()
+        if self.wait(_LONG_WAIT):
+            return
+        self.wait()
+        if not self._has_complained:
+            self._has_complained = True
+            _LOGGER.warning(
+                "training waited %.1f s for the checkpoint before to be written; save less often, or to a faster disk",
+                time.monotonic() - begin,
+            )
 
     def check(self) -> None:
         """Return if no save has failed since the last look; this costs a look at a flag.
@@ -165,15 +186,3 @@ class Saver:
             # Threads stay behind at a fork: the parent does that save.
             self._process, self._current = os.getpid(), None
         return self._current
-
-    def _wait_for_the_one_before(self) -> None:
-        begin = time.monotonic()
-        if self.wait(_LONG_WAIT):
-            return
-        self.wait()
-        if not self._has_complained:
-            self._has_complained = True
-            _LOGGER.warning(
-                "training waited %.1f s for the checkpoint before to be written; save less often, or to a faster disk",
-                time.monotonic() - begin,
-            )

@@ -112,7 +112,7 @@ def retain(root: Where, retention: Retention, protect: Iterable[Where] = ()) -> 
         protect: paths of checkpoints to keep besides; pinned ones are kept anyhow.
 
     Raises:
-        CheckpointError: one cannot be deleted.
+        CheckpointError: one cannot be deleted; the others are.
     """
     infos = list_checkpoints(root)
     chosen = retention.choose(infos)

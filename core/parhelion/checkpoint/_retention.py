@@ -182,7 +182,7 @@ def prune(root: Where, keep_last: int, protect: Iterable[Where] = ()) -> list[Pa
 
     Raises:
         InvalidValueError: ``keep_last`` is below 1.
-        CheckpointError: one cannot be deleted.
+        CheckpointError: one cannot be deleted; the others are.
     """
     if keep_last < 1:
         raise InvalidValueError(
@@ -191,9 +191,20 @@ def prune(root: Where, keep_last: int, protect: Iterable[Where] = ()) -> list[Pa
     kept = {_identity(path) for path in protect}
     old = [info.path for info in list_checkpoints(root)[keep_last:]]
     gone = [path for path in reversed(old) if _identity(path) not in kept]
-    for path in gone:
-        _delete(path)
+    failures = [failure for path in gone if (failure := _try_to_delete(path)) is not None]
+    if failures:
+        raise failures[0]
     return gone
+
+
+def _try_to_delete(path: Place) -> CheckpointError | None:
+    """Delete a checkpoint, and return why that failed, if it did; one that somebody else has deleted is gone too."""
+    try:
+        _delete(path)
+    except CheckpointError as error:
+        is_gone = isinstance(error.__cause__, FileNotFoundError) and not store_of(path).is_folder(path)
+        return None if is_gone else error
+    return None
 
 
 def _identity(where: Where) -> str:

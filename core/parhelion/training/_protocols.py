@@ -109,6 +109,10 @@ class World(Protocol):
         """Tell the others that this process ends by an error, with its traceback; they end, too."""
         ...
 
+    def leave_by(self, seconds: float, exit_code: int, reason: str = ...) -> None:
+        """End this process after so many seconds, whatever it does."""
+        ...
+
     def close(self, timeout: float = ...) -> None:
         """Part from the others."""
         ...

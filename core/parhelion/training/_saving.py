@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -22,12 +23,14 @@ from parhelion.checkpoint import (
     write_checkpoint,
     write_shard,
 )
-from parhelion.errors import WorldError
+from parhelion.errors import CheckpointError, WorldError
 
 from ._protocols import World
 from ._together import let_first_act
 
 __all__ = ["Request", "Saving"]
+
+_log = logging.getLogger("parhelion")
 
 
 @attrs.frozen(kw_only=True)
@@ -61,7 +64,7 @@ class Saving:
         world: the processes that train together.
         arrays: this framework's arrays in checkpoints.
         in_background: whether training goes on meanwhile.
-        on_failure: called in whatever thread a save has failed, so that somebody looks.
+        on_failure: called once a save has failed behind, so that somebody looks.
 
     Attributes:
         guard: raises if this run must not write any more; asked in front of a save.
@@ -70,8 +73,8 @@ class Saving:
     def __init__(
         self, world: World, arrays: Any, *, in_background: bool, on_failure: Callable[[], object] = lambda: None
     ) -> None:
-        self._world, self._arrays, self._on_failure = world, arrays, on_failure
-        self._saver, self._hold = Saver(in_background=in_background), Hold()
+        self._world, self._arrays = world, arrays
+        self._saver, self._hold = Saver(in_background=in_background, on_failure=on_failure), Hold()
         self.guard: Callable[[], None] | None = None
 
     def prepare(self, tree: Any) -> None:
@@ -93,7 +96,7 @@ class Saving:
         """
         if self.guard is not None:
             self.guard()
-        self._saver.wait()  # what it has copied is free then
+        self._saver.make_way()  # what it has copied is free then
         skeleton, arrays = flatten(request.tree, self._arrays)
         world, root, name = self._world, request.root, request.name
         spread = any(isinstance(array, ShardedArray) for array in arrays.values())
@@ -110,7 +113,7 @@ class Saving:
                 lambda: commit_shared(scratch, name, skeleton, held, request.meta, world.size, self._check_others),
             )
         else:
-            self._saver.start(self._telling(lambda: write_shard(scratch, world.rank, held)))
+            self._saver.start(lambda: write_shard(scratch, world.rank, held))
 
     def check(self) -> None:
         """Raise CheckpointError if a save has failed behind."""
@@ -149,23 +152,21 @@ class Saving:
         def write_and_retain() -> None:
             write()
             if request.retention is not None:
-                retain(request.root, request.retention, [request.root / name for name in request.protect])
+                _retain(request, request.retention)
 
-        self._saver.start(self._telling(write_and_retain))
-
-    def _telling(self, write: Callable[[], object]) -> Callable[[], None]:
-        def act() -> None:
-            try:
-                write()
-            except BaseException:
-                self._on_failure()
-                raise
-
-        return act
+        self._saver.start(write_and_retain)
 
     def _check_others(self) -> None:
         if self._world.failure is not None:
             raise WorldError(f"another process has failed meanwhile: {self._world.failure}")
+
+
+def _retain(request: Request, retention: Retention) -> None:
+    """Delete older ones. That this fails is no reason to end a run whose new checkpoint is there."""
+    try:
+        retain(request.root, retention, [request.root / name for name in request.protect])
+    except CheckpointError as error:
+        _log.warning("checkpoint %s is written, but an older one stays: %s", request.name, error)
 
 
 def _size(array: HostArray | ShardedArray) -> int:

@@ -40,6 +40,7 @@ class Settling:
     def settle(self) -> Iterator[Event]:
         """Do what is due at a step that has just been committed, or the rest of it where a validation was left."""
         due, was_pending = self.plan.due(self.state), self.is_pending
+        self.is_pending = False  # also where the resumed run's plan has no validation here
         if self.state.offset == 0 and not was_pending:
             yield EpochEnded(self.state.epoch)
         is_best, row = False, self.work.collect() if due.log and not was_pending else {}
@@ -60,7 +61,6 @@ class Settling:
 
     def _validate(self) -> Iterator[Event]:
         """Run the validation, unless it has to be left because time is short; it is pending then."""
-        self.is_pending = False
         with closing(self.work.validate(self.state)) as events:
             for event in events:
                 yield event

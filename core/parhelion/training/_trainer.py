@@ -355,6 +355,7 @@ class Trainer(TrainerFacts):
             deadline=self._options.stop_deadline,
             is_alone=not self.is_distributed,
             is_saving=lambda: saving.is_busy,
+            end=lambda code, reason: self._parts.world.leave_by(0.0, code, reason),
         )
 
     @staticmethod

@@ -292,3 +292,23 @@ def test_a_save_that_fails_behind_keeps_the_old_one_and_the_next_one_works(tmp_p
     assert [info.iteration for info in list_checkpoints(root)] == [3]
     assert set(load_newest(root).tree["w"]) == {2.0}
     assert find_last_checkpoint(root).name == "run_epoch_1_iter_3"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_whoever_is_told_of_a_failure_finds_it(error):
+    found = []
+
+    def look():
+        try:
+            saver.check()
+        except CheckpointError as failure:
+            found.append(failure.__cause__)
+        told.set()
+
+    saver, told = Saver(on_failure=look), threading.Event()
+    saver.start(lambda: fail(error))
+    assert told.wait(10)
+    assert found == [error]
+    saver.start(lambda: None)
+    saver.close()
+    assert found == [error]

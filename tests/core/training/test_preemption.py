@@ -176,6 +176,33 @@ def test_a_step_that_never_ends_is_ended_at_the_deadline(tmp_path, oracle):
     resume(tmp_path, oracle, oracle["order"][:3])
 
 
+@pytest.mark.parametrize("place", ["deaf step", "step with a log"])
+def test_one_that_hangs_where_no_handler_is_run_or_in_a_log_is_ended_at_the_deadline(tmp_path, place):
+    with started(tmp_path, place, stop_deadline=0.5) as process:
+        process.wait_for(f"at {place}")
+        begin = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end() == 75
+        assert 0.4 < time.monotonic() - begin < 10
+    assert "has not come to the end of its step" in process.text
+
+
+def test_a_second_signal_ends_one_that_hangs_where_no_handler_is_run(tmp_path):
+    with started(tmp_path, "deaf step", stop_deadline=None) as process:
+        process.wait_for("at deaf step")
+        process.popen.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.popen.wait(1.2)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end() == 128 + signal.SIGTERM
+
+
+def test_what_a_step_forks_is_ended_by_signals_as_ever(tmp_path):
+    with started(tmp_path, "step with a fork") as process:
+        assert process.end() == 0, process.text
+    assert f"at step with a fork: {-signal.SIGTERM}" in process.text
+
+
 def test_a_second_signal_ends_it_at_once(tmp_path):
     with started(tmp_path, "endless step", stop_deadline=None) as process:
         process.wait_for("at endless step")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shutil
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,3 +237,46 @@ def test_a_run_from_before_a_validation_could_be_left_goes_on(tmp_path) -> None:
     model = Descent()
     assert make_trainer(total_steps=2, chkpt_root=tmp_path).fit(model, Data())
     np.testing.assert_array_equal(model.weights, oracle.weights)
+
+
+def test_a_save_that_has_to_wait_long_for_the_one_before_is_mentioned_once(tmp_path, monkeypatch, caplog) -> None:
+    def fsync(descriptor: int) -> None:
+        time.sleep(0.02)
+        original(descriptor)
+
+    original = os.fsync
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr("parhelion.checkpoint._background._LONG_WAIT", 0.01)
+    assert make_trainer(total_steps=1, chkpt_every_iterations=1, chkpt_root=tmp_path).fit(Descent(), Data())
+    assert caplog.text.count("for the checkpoint before to be written; save less often") == 1
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, monkeypatch, caplog, in_background) -> None:
+    def rename(path: Path, target: Any) -> Path:
+        if path.name.endswith("_iter_1") and "deleting" in str(target):
+            raise PermissionError(13, "Permission denied")
+        return original(path, target)
+
+    original = Path.rename
+    monkeypatch.setattr(Path, "rename", rename)
+    options = {"chkpt_every_iterations": 1, "chkpt_keep_last": 1, "chkpt_in_background": in_background}
+    trainer = make_trainer(total_steps=1, chkpt_root=tmp_path, **options)
+    assert trainer.fit(Descent(), Data()), trainer.error
+    assert iterations(tmp_path) == [1, 5]
+    assert "descent_epoch_1_iter_2 is written, but an older one stays: checkpoint" in caplog.text
+    assert "could not be deleted (Permission denied)" in caplog.text
+
+
+def test_one_that_somebody_else_deletes_meanwhile_is_gone(tmp_path, monkeypatch, caplog) -> None:
+    def rename(path: Path, target: Any) -> Path:
+        if "deleting" in str(target):
+            shutil.rmtree(path)
+        return original(path, target)
+
+    original = Path.rename
+    monkeypatch.setattr(Path, "rename", rename)
+    trainer = make_trainer(total_steps=1, chkpt_root=tmp_path, chkpt_every_iterations=1, chkpt_keep_last=1)
+    assert trainer.fit(Descent(), Data()), trainer.error
+    assert iterations(tmp_path) == [5]
+    assert "stays" not in caplog.text
