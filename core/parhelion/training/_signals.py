@@ -14,13 +14,14 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, Self
 
+from parhelion.processes import OVERDUE, PREEMPTED
+
 from ._calls import LEAVE, Calls, WaitEnded
 
-__all__ = ["PREEMPTED_CODE", "SignalStop"]
+__all__ = ["SignalStop"]
 
 _log = logging.getLogger("parhelion")
 
-PREEMPTED_CODE: Final = 75  # EX_TEMPFAIL: try again
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Launchers pass on what the process group has got already, so what comes this close behind is the same warning.
 _ECHO_SECONDS: Final = 1.0
@@ -42,10 +43,20 @@ class SignalStop:
             ended in order; a save in progress is waited for. None for no end.
         is_alone: whether this is the only process, so that it need not wait for data that others have.
         is_saving: whether a save is going on behind.
+        tell: lets the other processes know why this one ends before they do.
     """
 
-    def __init__(self, calls: Calls, *, deadline: float | None, is_alone: bool, is_saving: Callable[[], bool]) -> None:
-        self._calls, self._deadline, self._is_alone, self._is_saving = calls, deadline, is_alone, is_saving
+    def __init__(
+        self,
+        calls: Calls,
+        *,
+        deadline: float | None,
+        is_alone: bool,
+        is_saving: Callable[[], bool],
+        tell: Callable[[str], object],
+    ) -> None:
+        self._calls, self._deadline, self._is_alone = calls, deadline, is_alone
+        self._is_saving, self._tell = is_saving, tell
         self._former: dict[signal.Signals, Any] = {}
         self._first_at: float | None = None
         self._is_nudge = False
@@ -118,7 +129,8 @@ class SignalStop:
             deadline,
         )
         logging.shutdown()
-        os._exit(PREEMPTED_CODE)
+        self._tell(OVERDUE)
+        os._exit(PREEMPTED)
 
 
 def _is_at_terminal() -> bool:

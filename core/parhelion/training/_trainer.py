@@ -12,6 +12,7 @@ from parhelion.checkpoint import Checkpoint, Place, RunLock, as_place
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
 from parhelion.errors import InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin
+from parhelion.processes import is_overdue
 from parhelion.seeds import derive
 
 from ._calls import FAILED, Calls
@@ -242,11 +243,15 @@ class Trainer(TrainerFacts):
         try:
             return body()
         except Exception as error:
-            self.error, self.stop_reason = error, "error"
+            overdue = is_overdue(error)
+            self.error, self.stop_reason = error, "preempted" if overdue else "error"
             refused = isinstance(error, ParhelionError) and not self._begun
             if refused or isinstance(error, tuple(allowed)):
                 raise
-            _log.exception("the run ended with an error")
+            if overdue:
+                _log.warning("the run ends with another process, and goes on from its last checkpoint: %s", error)
+            else:
+                _log.exception("the run ended with an error")
             return False
 
     def _run_elsewhere(self, starter: Starter, task: str, model: Model, datamodule: DataModule, **rest: Any) -> Outcome:
@@ -354,6 +359,7 @@ class Trainer(TrainerFacts):
             deadline=self._options.stop_deadline,
             is_alone=not self.is_distributed,
             is_saving=lambda: saving.is_busy,
+            tell=self._parts.world.fail,
         )
 
     @staticmethod
