@@ -115,13 +115,23 @@ def start(
             _kill(group)
 
 
+def living(group: Group) -> list[int]:
+    """Return the processes of all ranks that are still there."""
+    return [int(pid) for _, pid in _SAID.findall(group.text) if _is_one(int(pid))]
+
+
+def _is_one(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"whole_run" in Path(f"/proc/{pid}/cmdline").read_bytes()  # not another one that has the number now
+    return False
+
+
 def _kill(group: Group) -> None:
     """End the launcher and whatever has said who it is."""
     is_running = group.process.poll() is None
     if is_running:
         os.killpg(group.process.pid, signal.SIGKILL)
         group.process.wait()
-    for pid in {int(pid) for _, pid in _SAID.findall(group.text)}:
-        with contextlib.suppress(OSError):
-            if b"whole_run" in Path(f"/proc/{pid}/cmdline").read_bytes():  # not another one that has the number now
-                os.kill(pid, signal.SIGKILL)
+    for pid in living(group):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Fault:
         act: the name of a signal that the process sends itself, "raise", "hang", or "wait" for a while.
         seconds: how long "wait" takes, and how long things take after a signal.
         pace: seconds that each pass by the point takes on every rank.
-        life: in which of the run's lives; None for whichever it is given to.
+        life: in which of the run's lives, where there are several.
     """
 
     point: str = ""
@@ -58,7 +58,7 @@ class Fault:
     act: str = "wait"
     seconds: float = 0.0
     pace: float = 0.0
-    life: int | None = None
+    life: int = 0
     has_happened: bool = False
 
     def pass_by(self, point: str, at: int) -> None:
@@ -184,6 +184,7 @@ def live(
     size: int = SIZE,
     kind: str = "plain",
     fault: dict[str, Any] | None = None,
+    faults: Sequence[dict[str, Any]] = (),
     resume: str = "auto",
     leave_at: int = 0,
     params: dict[str, Any] | None = None,
@@ -198,13 +199,14 @@ def live(
         size: how many records there are.
         kind: "plain", or "spread" for parameters of which every rank has a part.
         fault: what happens; see :class:`Fault`.
+        faults: the same for lives of the run by their numbers.
         resume: as for ``fit``.
         leave_at: the iteration with which this life has done enough, 0 for the whole run.
         params: of the training data; "lanes" makes them a stream.
         options: of the trainer.
     """
     case = importlib.import_module(f"support.whole_run_{backend}")
-    folder, trouble = Path(root), Fault(**(fault or {}))
+    folder = Path(root)
     if leave_at:
         options |= {"train_unit": "iteration", "total_steps": leave_at, "valid_frequency": leave_at}
     trainer = case.make_trainer(chkpt_root=root, print_banner=False, **{**OPTIONS, **options})
@@ -212,8 +214,8 @@ def live(
     folder.mkdir(parents=True, exist_ok=True)
     number = len([*folder.glob("ledger-*-0.jsonl")])
     number = trainer._parts.world.gather(number)[0]  # the first rank's, before it begins its own
-    if trouble.life not in {None, number}:
-        trouble = Fault()
+    own = [each for each in faults if each.get("life", 0) == number]
+    trouble = Fault(**(fault or (own[0] if own else {})))
     ledger, model = Ledger(folder / f"ledger-{number}", case), case.make_model(kind)
     (folder / f"ledger-{number}-{rank}.jsonl").touch()
     ledger.book.model = model

@@ -6,6 +6,9 @@ from parhelion._later import import_later as _import_later
 
 from ._meeting import LocalMeeting as LocalMeeting
 from ._meeting import Meeting as Meeting
+from ._overdue import OVERDUE as OVERDUE
+from ._overdue import PREEMPTED as PREEMPTED
+from ._overdue import is_overdue as is_overdue
 from ._world import World as World
 
 if _TYPE_CHECKING:

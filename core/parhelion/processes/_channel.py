@@ -22,6 +22,7 @@ from ._deadline import Deadlines
 from ._gate import Gate
 from ._hub import GATHER_TO_FIRST, Hub, describe_loss
 from ._line import Line
+from ._overdue import OVERDUE, PREEMPTED
 from ._wires import GONE, POSTED, Wires
 
 __all__ = ["Channel"]
@@ -286,7 +287,7 @@ class Channel:
                 f"process {self._rank} ends, as another one failed and this one has not ended within "
                 f"{self._grace:g} s: {text}"
             )
-            self._deadlines.set(self._grace, 1, reason)
+            self._deadlines.set(self._grace, PREEMPTED if OVERDUE in text else 1, reason)
 
     def _accept_failure(self, text: str) -> bool:
         if self.failure is not None or self._is_closed:

@@ -19,12 +19,10 @@ from typing import Any, Final
 
 import attrs
 
+from ._overdue import PREEMPTED
 from ._prefix import Prefixer
 
-__all__ = ["PREEMPTED", "Command", "Crew"]
-
-PREEMPTED: Final = 75
-"""The exit status of a process that has stopped in order and is to be started again."""
+__all__ = ["Command", "Crew"]
 
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _FINAL: Final = (signal.SIGINT, signal.SIGTERM)  # a second one of these ends all at once

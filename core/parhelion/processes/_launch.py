@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from parhelion.errors import InvalidValueError
 
-from ._crew import PREEMPTED, Command, Crew
+from ._crew import Command, Crew
+from ._overdue import PREEMPTED
 
 __all__ = ["describe_ranks", "launch"]
 

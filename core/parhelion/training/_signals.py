@@ -15,11 +15,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, Self
 
+from parhelion.processes import PREEMPTED
+
 from ._calls import LEAVE, Calls, WaitEnded
 
-__all__ = ["PREEMPTED_CODE", "SignalStop"]
+__all__ = ["SignalStop"]
 
-PREEMPTED_CODE: Final = 75  # EX_TEMPFAIL: try again
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Launchers pass on what the process group has got already, so what comes this close behind is the same warning.
 _ECHO_SECONDS: Final = 1.0
@@ -171,7 +172,7 @@ class SignalStop:
 
     def _give_up(self) -> None:
         self._end(
-            PREEMPTED_CODE,
+            PREEMPTED,
             f"the run was asked to end {self._deadline:g} s ago and has not come to the end of its step; it goes on "
             "from its last checkpoint",
         )

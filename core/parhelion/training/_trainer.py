@@ -12,6 +12,7 @@ from parhelion.checkpoint import Checkpoint, Place, RunLock, as_place
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
 from parhelion.errors import InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin
+from parhelion.processes import OVERDUE, PREEMPTED, is_overdue
 from parhelion.seeds import derive
 
 from ._calls import FAILED, Calls
@@ -241,11 +242,15 @@ class Trainer(TrainerFacts):
         try:
             return body()
         except Exception as error:
-            self.error, self.stop_reason = error, "error"
+            overdue = is_overdue(error)
+            self.error, self.stop_reason = error, "preempted" if overdue else "error"
             refused = isinstance(error, ParhelionError) and not self._begun
             if refused or isinstance(error, tuple(allowed)):
                 raise
-            _log.exception("the run ended with an error")
+            if overdue:
+                _log.warning("the run ends with another process, and goes on from its last checkpoint: %s", error)
+            else:
+                _log.exception("the run ended with an error")
             return False
 
     def _run_elsewhere(self, starter: Starter, task: str, model: Model, datamodule: DataModule, **rest: Any) -> Outcome:
@@ -355,8 +360,14 @@ class Trainer(TrainerFacts):
             deadline=self._options.stop_deadline,
             is_alone=not self.is_distributed,
             is_saving=lambda: saving.is_busy,
-            end=lambda code, reason: self._parts.world.leave_by(0.0, code, reason),
+            end=self._end_process,
         )
+
+    def _end_process(self, code: int, reason: str) -> None:
+        """End this process at once, and let the others know that it was to end."""
+        if code == PREEMPTED:
+            self._parts.world.fail(OVERDUE)
+        self._parts.world.leave_by(0.0, code, reason)
 
     @staticmethod
     def _begin_source(

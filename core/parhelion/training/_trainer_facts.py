@@ -9,6 +9,7 @@ from parhelion.checkpoint import Place, Retention
 from parhelion.data import DataModule
 from parhelion.errors import ParhelionError
 from parhelion.plugins import PluginTable
+from parhelion.processes import PREEMPTED
 
 from ._loop import Loop
 from ._model import Model
@@ -16,14 +17,13 @@ from ._options import TrainerOptions
 from ._protocols import BackendParts, Placement
 from ._resume import RUN_VERSION, CheckpointFolder
 from ._run import Run
-from ._signals import PREEMPTED_CODE
 from ._source import AnySource
 from ._starter import Outcome
 from ._state import TrainingState
 
 __all__ = ["TrainerFacts"]
 
-_EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": PREEMPTED_CODE, "interrupted": 130}
+_EXIT_CODES = {"finished": 0, "early_stop": 0, "error": 1, "preempted": PREEMPTED, "interrupted": 130}
 
 
 class TrainerFacts:
