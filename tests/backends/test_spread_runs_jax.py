@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_each_process_writes_its_part(folder) -> None:
 def test_the_weights_and_moments_that_were_saved_are_those_that_training_goes_on_with(folder, name) -> None:
     lives = results_of(folder / name)
     assert len(lives) == name.count("-") + 1
-    for before, after in zip(lives, lives[1:], strict=False):
+    for before, after in pairwise(lives):
         assert len({each["weights"] for each in before}) == 1
         assert {each["begin"] for each in after} == {before[0]["weights"]}
 
