@@ -14,6 +14,7 @@ from parhelion.errors import CheckpointError, InvalidValueError
 from ._holders import Holder
 from ._lock_files import FileMark, FlockedFile, Mark, StoreMark, has_locks
 from ._places import RemotePath, as_place
+from ._remote import translating
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -134,7 +135,8 @@ class RunLock:
         """Return the mark that says we hold it, and who held it and is gone."""
         place = as_place(self._folder)
         if isinstance(place, RemotePath):
-            return self._take_mark(StoreMark(place.with_name(f".{place.name}.lock")), me)
+            with translating():
+                return self._take_mark(StoreMark(place.with_name(f".{place.name}.lock")), me)
         folder = place.absolute()
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.parent / f".{folder.name}.lock"
