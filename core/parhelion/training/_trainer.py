@@ -362,7 +362,7 @@ class Trainer(TrainerFacts):
         if folder is not None:
             lock = RunLock(folder.path)
             let_first_act(self._parts.world, lambda: stack.enter_context(lock), "locking the run")
-            stack.callback(setattr, self, "_is_locked", False)  # noqa: FBT003
+            stack.callback(setattr, self, "_is_locked", False)
             self._is_locked = True
             if saving is not None:
                 saving.guard = lock.check if self.rank == 0 else None
