@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -101,7 +102,7 @@ class RunLock:
         if mark is None:
             return
         self._stop.set()
-        if self._thread is not None:
+        if self._thread is not None and not sys.is_finalizing():  # an interpreter that ends runs no daemon any more
             self._thread.join()
         mark.release()
 
