@@ -61,10 +61,11 @@ class Trainer(CoreTrainer):
         chkpt_keep_last: how many of the newest checkpoints are kept. What any of the three rules keeps stays, the best
             one always; without a rule all stay.
         chkpt_keep_best: how many of those with the best monitored value are kept.
-        chkpt_keep_every: iterations of which the first checkpoint in each so many is kept.
+        chkpt_keep_every: iterations, counted in batches, of which the first checkpoint in each so many is kept.
         chkpt_in_background: write checkpoints while training goes on, which waits for a copy in memory only.
-        stop_deadline: seconds from a signal on in which the run has to end in order; the process ends then in any case.
-            A validation is left for it after a quarter of them, and done by the resumed run. None for no end.
+        stop_deadline: seconds, or a timedelta, from a signal on in which the run has to end in order; the process ends
+            then in any case. A validation is left for it after a quarter of them, and done by the resumed run. None for
+            no end.
         limit_batches: batches after which an epoch and an evaluation end early.
         dry_run: one update and one validation batch, without writing anything.
         nan_guard: stop with an error when a loss is NaN or infinite.
@@ -110,7 +111,7 @@ class Trainer(CoreTrainer):
         chkpt_keep_best: int | None = None,
         chkpt_keep_every: int | None = None,
         chkpt_in_background: bool = True,
-        stop_deadline: float | None = 30.0,
+        stop_deadline: float | dt.timedelta | None = 30.0,
         limit_batches: int | None = None,
         dry_run: bool = False,
         nan_guard: bool = True,

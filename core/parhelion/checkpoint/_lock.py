@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -14,6 +15,7 @@ from parhelion.errors import CheckpointError, InvalidValueError
 from ._holders import Holder
 from ._lock_files import FileMark, FlockedFile, Mark, StoreMark, has_locks
 from ._places import RemotePath, as_place
+from ._remote import translating
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,7 +102,7 @@ class RunLock:
         if mark is None:
             return
         self._stop.set()
-        if self._thread is not None:
+        if self._thread is not None and not sys.is_finalizing():  # an interpreter that ends runs no daemon any more
             self._thread.join()
         mark.release()
 
@@ -134,7 +136,8 @@ class RunLock:
         """Return the mark that says we hold it, and who held it and is gone."""
         place = as_place(self._folder)
         if isinstance(place, RemotePath):
-            return self._take_mark(StoreMark(place.with_name(f".{place.name}.lock")), me)
+            with translating():
+                return self._take_mark(StoreMark(place.with_name(f".{place.name}.lock")), me)
         folder = place.absolute()
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.parent / f".{folder.name}.lock"

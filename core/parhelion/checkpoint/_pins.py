@@ -6,7 +6,7 @@ import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from parhelion.errors import CheckpointError, MissingExtraError
+from parhelion.errors import CheckpointError, InvalidValueError, MissingExtraError
 
 from ._layout import MANIFEST
 from ._places import RemotePath, as_place
@@ -72,6 +72,7 @@ def open_store(place: RemotePath) -> tuple[Any, str]:
 
     Raises:
         MissingExtraError: fsspec, or what it needs for such a URL, is not installed.
+        InvalidValueError: fsspec knows no such scheme.
     """
     try:
         fsspec: Any = importlib.import_module("fsspec")
@@ -81,6 +82,10 @@ def open_store(place: RemotePath) -> tuple[Any, str]:
         raise MissingExtraError(
             f"{place} needs a library that is not installed ({error}); expected fsspec and the one for this scheme. "
             "Run: pip install 'parhelion[remote]' (for s3:// also s3fs, for gs:// gcsfs)."
+        ) from error
+    except ValueError as error:
+        raise InvalidValueError(
+            f"URL is {place.url!r} ({error}); expected a scheme that fsspec knows, such as 's3://'. Correct it."
         ) from error
     return files, str(path)
 

@@ -26,7 +26,7 @@ from ._names import is_abandoned, is_set_aside, scratch_name
 from ._places import RemotePath
 from ._seals import digest
 
-__all__ = ["RemoteStore"]
+__all__ = ["RemoteStore", "translating"]
 
 _DAMAGED: Final = "damaged.json"
 _SUPERSEDED: Final = "superseded.json"
@@ -68,14 +68,14 @@ class RemoteStore:
     def read(self, folder: RemotePath, file: str) -> bytes:
         """Return what a small file holds."""
         place = _Spot.of(folder / file)
-        with _translating():
+        with translating():
             return bytes(place.system.cat_file(place.path))
 
     @contextlib.contextmanager
     def open(self, folder: RemotePath, file: str) -> Generator[_Reader]:
         """Open a file for reading."""
         place = _Spot.of(folder / file)
-        with _translating():
+        with translating():
             stream = place.system.open(place.path, "rb", block_size=_READ_AHEAD)
         try:
             yield _Reader(stream)
@@ -105,7 +105,7 @@ class RemoteStore:
         """Open a file for an upload in pieces; nobody sees it before the last one."""
         _make_folder(folder)
         place = _Spot.of(folder / file)
-        with _translating():
+        with translating():
             upload = _Upload(place.system.open(place.path, "wb"))
         try:
             yield upload
@@ -120,7 +120,7 @@ class RemoteStore:
         """Write a small file in one request."""
         _make_folder(folder)
         place = _Spot.of(folder / file)
-        with _translating():
+        with translating():
             place.system.pipe_file(place.path, data)
 
     def final_names(self, target: RemotePath, files: list[str]) -> dict[str, str]:
@@ -204,15 +204,15 @@ class _Reader:
         self._stream = stream
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        with _translating():
+        with translating():
             return int(self._stream.seek(offset, whence))
 
     def read(self, size: int = -1, /) -> bytes:
-        with _translating():
+        with translating():
             return bytes(self._stream.read(size))
 
     def readinto(self, buffer: Any, /) -> int:
-        with _translating():
+        with translating():
             return int(self._stream.readinto(buffer))
 
 
@@ -223,12 +223,12 @@ class _Upload:
         self._stream = stream
 
     def write(self, data: Any) -> None:
-        with _translating():
+        with translating():
             self._stream.write(data)
 
     def finish(self) -> None:
         """Make the file appear."""
-        with _translating():
+        with translating():
             self._stream.close()
 
     def discard(self) -> None:
@@ -270,7 +270,7 @@ class _Spot:
 
 
 @contextlib.contextmanager
-def _translating() -> Generator[None]:
+def translating() -> Generator[None]:
     """Make OSErrors of the errors that the libraries behind fsspec have of their own."""
     try:
         yield
@@ -283,7 +283,7 @@ def _translating() -> Generator[None]:
 def _list(folder: RemotePath) -> dict[str, str]:
     """Return what lies in a folder, "file" or "directory" by name; nothing if there is no folder."""
     place = _Spot.of(folder)
-    with _translating():
+    with translating():
         place.system.invalidate_cache(place.path)
         try:
             entries = place.system.ls(place.path, detail=True)
@@ -298,7 +298,7 @@ def _make_folder(folder: RemotePath) -> None:
     """Make a folder where there are such."""
     place = _Spot.of(folder)
     if folder.url.partition("://")[0] not in _WITHOUT_FOLDERS:
-        with _translating():
+        with translating():
             place.system.makedirs(place.path, exist_ok=True)
 
 
@@ -312,7 +312,7 @@ def _remove_folder(folder: RemotePath) -> None:
 
 def _delete(folder: RemotePath, file: str) -> None:
     place = _Spot.of(folder / file)
-    with _translating(), contextlib.suppress(FileNotFoundError):
+    with translating(), contextlib.suppress(FileNotFoundError):
         place.system.rm_file(place.path)
 
 

@@ -26,6 +26,8 @@ __all__ = ["Command", "Crew"]
 
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _FINAL: Final = (signal.SIGINT, signal.SIGTERM)  # a second one of these ends all at once
+# What comes this close behind is the same warning: timeout(1), for one, sends it to the process and to its group.
+_ECHO_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 5.0  # between SIGTERM and SIGKILL
 _GLANCE: Final = 0.05  # seconds, where the system tells of no ends
 
@@ -75,7 +77,7 @@ class Crew:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ends: list[int] = []
         self._signals: deque[int] = deque()
-        self._is_warned = False
+        self._warned_at: float | None = None
         self._steps: deque[tuple[float, int]] = deque()  # when to send what to those that are left
         self.statuses: list[int | None] = [None] * len(commands)
         """How each has ended: its exit status, or the negative number of a signal."""
@@ -149,10 +151,15 @@ class Crew:
         return self._prefixer is not None and self._prefixer.pass_on(stream)
 
     def _pass_on(self, number: int) -> None:
-        if number in _FINAL and self._is_warned:
-            self.ended_by = number
-            self._kill(signal.SIGKILL)
-        self._is_warned = self._is_warned or number in _FINAL
+        if number in _FINAL:
+            now = time.monotonic()
+            if self._warned_at is None:
+                self._warned_at = now
+            elif now - self._warned_at <= _ECHO_SECONDS:
+                return
+            else:
+                self.ended_by = number
+                self._kill(signal.SIGKILL)
         for rank, process in enumerate(self._processes):
             if self.statuses[rank] is None:
                 process.send_signal(number)

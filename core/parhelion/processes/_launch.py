@@ -24,9 +24,9 @@ def launch(
 ) -> int:
     """Run a program in several processes that find each other by torchrun's variables, and return an exit status.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on to every process; a second SIGINT or SIGTERM kills all at once. When a
-    process fails, the others have some time to end by themselves; then they are terminated, then killed. All die with
-    this process.
+    SIGINT, SIGTERM and SIGUSR1 are passed on to every process; a second SIGINT or SIGTERM, more than a second
+    later, kills all at once. When a process fails, the others have some time to end by themselves; then they are
+    terminated, then killed. All die with this process.
 
     Args:
         command: the program and its arguments.

@@ -99,7 +99,7 @@ class TrainerOptions:
     chkpt_keep_best: int | None = attrs.field(default=None, validator=_check_limit)
     chkpt_keep_every: int | None = attrs.field(default=None, validator=_check_limit)
     chkpt_in_background: bool = attrs.field(default=True, validator=_check_flag)
-    stop_deadline: float | None = attrs.field(default=30.0, validator=_check_seconds)
+    stop_deadline: float | None = attrs.field(default=30.0, converter=_seconds, validator=_check_seconds)
     limit_batches: int | None = attrs.field(default=None, validator=_check_limit)
     dry_run: bool = attrs.field(default=False, validator=_check_flag)
     nan_guard: bool = attrs.field(default=True, validator=_check_flag)

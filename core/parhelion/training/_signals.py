@@ -95,7 +95,8 @@ class SignalStop:
             _formers[:] = [each for each in _formers if each is not self._former]
             _live.discard(self)
             self._mouth.shutdown(socket.SHUT_WR)
-            self._thread.join()
+            if not sys.is_finalizing():  # an interpreter that ends runs no daemon any more
+                self._thread.join()
         self._ear.close()
         self._mouth.close()
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from parhelion.checkpoint import Checkpoint, Place, RunLock, as_place
 from parhelion.data import DataLoaderParams, DataModule, DatasetSplit
-from parhelion.errors import InvalidValueError, ParhelionError
+from parhelion.errors import InvalidTypeError, InvalidValueError, ParhelionError
 from parhelion.plugins import Plugin
 from parhelion.processes import OVERDUE, PREEMPTED, is_overdue
 from parhelion.seeds import derive
 
-from ._calls import FAILED, Calls
+from ._calls import FAILED, LEAVE, SAVE, Calls
 from ._dispatch import hook_table, tell
 from ._events import Event, StepCommitted
 from ._loop import Loop
@@ -193,6 +193,7 @@ class Trainer(TrainerFacts):
 
         Raises:
             InvalidValueError: ``path`` is None and there is no ``chkpt_root``.
+            CheckpointError: it cannot be written, or the run has ended and another one is in its folder.
             ParhelionError: nothing has been fitted, or a step or an accumulation group is half done, so that a run
                 resumed from here would differ.
         """
@@ -221,12 +222,27 @@ class Trainer(TrainerFacts):
             raise InvalidValueError(
                 "path is None and the trainer has no chkpt_root; expected one of them. Pass a path."
             )
-        written = self._run.write(self._loop.state, folder, name)
-        self._run.finish_saving()
+        with ExitStack() as stack:
+            if path is None and not self._is_locked:  # after the run, when another one may have begun
+                self._lock(folder, None, stack)
+            written = self._run.write(self._loop.state, folder, name)
+            self._run.finish_saving()
         return written
 
     def request_stop(self, reason: str = "interrupted") -> None:
-        """End the running fit after its current update, with a last checkpoint."""
+        """End the running fit after its current update, with a last checkpoint.
+
+        Args:
+            reason: what ``stop_reason`` will be.
+
+        Raises:
+            InvalidTypeError: ``reason`` is no text.
+            InvalidValueError: it is a word by which the loop is told something else.
+        """
+        if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass anything
+            raise InvalidTypeError(f"reason is {reason!r}; expected text. Leave it out for 'interrupted'.")
+        if reason in (SAVE, LEAVE, FAILED):
+            raise InvalidValueError(f"reason is {reason!r}, which means something else; expected another word.")
         if self._loop is not None:
             self._loop.calls.ask(reason)
 
@@ -342,7 +358,7 @@ class Trainer(TrainerFacts):
             on_failure=lambda: calls.ask(FAILED),
         )
 
-    def _lock(self, folder: CheckpointFolder | None, saving: Saving, stack: ExitStack) -> None:
+    def _lock(self, folder: CheckpointFolder | None, saving: Saving | None, stack: ExitStack) -> None:
         """Keep other runs out of the folder until this one has ended.
 
         Raises:
@@ -351,7 +367,10 @@ class Trainer(TrainerFacts):
         if folder is not None:
             lock = RunLock(folder.path)
             let_first_act(self._parts.world, lambda: stack.enter_context(lock), "locking the run")
-            saving.guard = lock.check if self.rank == 0 else None
+            stack.callback(setattr, self, "_is_locked", False)
+            self._is_locked = True
+            if saving is not None:
+                saving.guard = lock.check if self.rank == 0 else None
 
     def _listening(self, calls: Calls, saving: Saving) -> SignalStop:
         """Return the context in which signals end the run."""

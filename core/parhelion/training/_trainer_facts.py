@@ -57,7 +57,7 @@ class TrainerFacts:
         self._outcome: Outcome | None = None
         self._carried: tuple[Model, Mapping[str, Any]] | None = None
         self._begun = False
-        self._is_between_steps = False
+        self._is_between_steps = self._is_locked = False
         self.error: Exception | None = None
         self.stop_reason: str | None = None
         self.test_results: dict[str, float] = {}

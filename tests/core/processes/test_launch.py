@@ -150,12 +150,26 @@ def test_a_run_that_is_preempted_ends_with_75() -> None:
         assert launcher.end() == 75
 
 
+def test_the_echo_of_a_signal_is_no_second_one() -> None:
+    with start("-n", 2, PROGRAM, "signals") as launcher:
+        launcher.wait_for("ready", 2)
+        for _ in range(2):
+            launcher.process.send_signal(signal.SIGINT)
+            launcher.wait_for("got SIGINT", 2)
+        launcher.process.send_signal(signal.SIGTERM)
+        os.killpg(launcher.process.pid, signal.SIGUSR1)
+        launcher.wait_for("got SIGUSR1", 2)
+        assert len(launcher.wait_for("got", 4)) == 4
+
+
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
 def test_a_second_signal_ends_all_at_once(numbers) -> None:
     with start("-n", 2, PROGRAM, "deaf") as launcher:
         pids = launcher.pids = [int(line.split()[-1]) for line in launcher.wait_for("ready", 2)]
         launcher.process.send_signal(numbers[0])
         launcher.wait_for("got", 2)
+        with pytest.raises(subprocess.TimeoutExpired):
+            launcher.process.wait(1.1)
         launcher.process.send_signal(numbers[1])
         assert launcher.end() == 128 + numbers[1]
         wait_until_gone(*pids)

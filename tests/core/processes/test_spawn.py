@@ -105,6 +105,8 @@ def test_a_second_signal_kills_all_and_does_what_it_does() -> None:
             process.send_signal(signal.SIGINT)
             if process.stdout.readline() == "got\n":
                 process.stdout.readline()
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(1.1)  # what comes at once is an echo
         process.communicate(timeout=30)
         assert process.returncode == 0
         wait_until_gone(pids)

@@ -219,3 +219,18 @@ def test_the_echo_of_a_launcher_is_no_second_signal(tmp_path):
         process.popen.send_signal(signal.SIGTERM)
         process.popen.send_signal(signal.SIGINT)
         assert process.end() == 75, process.text
+
+
+def test_a_program_that_ends_amid_its_steps_ends_and_leaves_no_lock(tmp_path):
+    program = """
+import sys
+from support.plain import Data, Descent, make_trainer
+
+steps = make_trainer(total_steps=5, chkpt_root=sys.argv[1], chkpt_every_iterations=1).steps(Descent(), Data())
+next(steps)
+"""
+    paths = [str(SCRIPT.parent.parent), *sys.path]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environ, check=True, timeout=SECONDS)
+    assert [path.name for path in tmp_path.iterdir()] == ["descent"]
+    assert [info.iteration for info in list_checkpoints(tmp_path / "descent")] == [1]

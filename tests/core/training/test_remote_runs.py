@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fsspec")
 
 from parhelion.checkpoint import RemotePath, list_checkpoints
-from parhelion.errors import InvalidValueError
+from parhelion.errors import CheckpointError, InvalidValueError
 from support.plain import Data, Descent, make_trainer
 
 
@@ -64,3 +64,19 @@ def test_a_checkpoint_can_be_written_to_a_store_by_hand(root) -> None:
 def test_a_url_without_a_place_is_refused() -> None:
     with pytest.raises(InvalidValueError, match=r"URL is 's3://'; expected '<scheme>://<place>'"):
         make_trainer(chkpt_root="s3://")
+
+
+def test_a_scheme_that_nobody_knows_is_refused_before_the_run() -> None:
+    with pytest.raises(InvalidValueError, match=r"URL is 'foo://.*expected a scheme that fsspec knows"):
+        make_trainer(total_steps=1, chkpt_root="foo://bucket/runs").fit(Descent(), Data())
+
+
+def test_a_store_that_refuses_in_its_own_way_is_an_error_before_the_run(monkeypatch) -> None:
+    memory = pytest.importorskip("fsspec.implementations.memory")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(memory.MemoryFileSystem, "pipe_file", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be locked \(RuntimeError: no credentials\)"):
+        make_trainer(total_steps=1, chkpt_root="memory://refused/runs").fit(Descent(), Data())

@@ -280,3 +280,37 @@ def test_one_that_somebody_else_deletes_meanwhile_is_gone(tmp_path, monkeypatch,
     assert trainer.fit(Descent(), Data()), trainer.error
     assert iterations(tmp_path) == [5]
     assert "stays" not in caplog.text
+
+
+def test_a_save_after_the_run_is_refused_where_another_one_has_begun(tmp_path) -> None:
+    trainer = make_trainer(total_steps=1, chkpt_root=tmp_path)
+    assert trainer.fit(Descent(), Data())
+    assert trainer.save_checkpoint() == tmp_path / "descent" / "descent_epoch_1_iter_5"
+    with RunLock(tmp_path / "descent"), pytest.raises(CheckpointError, match=r"is in use by process"):
+        trainer.save_checkpoint()
+    with RunLock(tmp_path / "descent"):
+        trainer.save_checkpoint(tmp_path / "elsewhere")
+    for _ in trainer.steps(Descent(), Data(), resume="never"):
+        trainer.save_checkpoint()
+        break
+    trainer.save_checkpoint()
+    with RunLock(tmp_path / "descent"):
+        pass
+
+
+@pytest.mark.parametrize("reason", ["save", "leave", "failed", None, 7])
+def test_a_reason_to_stop_that_means_something_else_is_refused(reason) -> None:
+    class Stopping(Descent):
+        def train_step(self, batch: Any, state: ph.TrainingState) -> Any:
+            self.trainer.request_stop(reason)
+
+    trainer = make_trainer(total_steps=1)
+    assert not trainer.fit(Stopping(), Data())
+    assert isinstance(trainer.error, (ValueError, TypeError))
+    assert str(trainer.error).startswith(f"reason is {reason!r}")
+
+
+def test_the_deadline_may_be_a_timedelta() -> None:
+    assert TrainerOptions(stop_deadline=dt.timedelta(minutes=1)).stop_deadline == 60.0
+    with pytest.raises(ValueError, match=r"stop_deadline is 0.0; expected seconds > 0"):
+        TrainerOptions(stop_deadline=dt.timedelta(0))
