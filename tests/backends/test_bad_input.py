@@ -489,8 +489,9 @@ def test_a_file_where_the_checkpoints_should_go_is_refused_at_the_start(tmp_path
 def test_a_folder_that_can_no_longer_be_written_ends_the_run_with_the_reason(tmp_path) -> None:
     class Locking(Net):
         def on_training_epoch_end(self, current_epoch: int) -> None:
-            shutil.rmtree(tmp_path / "net")
-            (tmp_path / "net").write_text("a file where the folder should be")
+            if current_epoch == 1:
+                shutil.rmtree(tmp_path / "net")
+                (tmp_path / "net").write_text("a file where the folder should be")
 
     trainer = make_trainer(chkpt_root=tmp_path, chkpt_frequency=1)
     assert trainer.fit(Locking(), Data()) is False
