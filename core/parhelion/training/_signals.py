@@ -99,7 +99,7 @@ class SignalStop:
         self._mouth.close()
 
     def forget(self) -> None:
-        """Let SIGTERM end a fork again, as ``terminate`` of a worker has it; what a whole group gets is the parent's."""
+        """Let SIGTERM end a fork again, as a pool has it; what a whole group gets is its parent's business."""
         mine = [number for number in (signal.SIGINT, signal.SIGUSR1) if self._takes(number)]
         self._put_back()
         for number in mine:
