@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -63,6 +64,9 @@ def in_fork() -> int:
     process = multiprocessing.get_context("fork").Process(target=wait_in_fork, args=(there,))
     process.start()
     here.recv()
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        os.kill(process.pid or 0, number)
+        time.sleep(0.05)  # as good as nothing, if one of them ends it
     process.terminate()
     process.join()
     return process.exitcode or 0

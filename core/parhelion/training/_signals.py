@@ -39,8 +39,7 @@ _hooks: list[bool] = []
 class SignalStop:
     """Lets the first SIGTERM, SIGINT or SIGUSR1 end a run, and leaves a second one to the former handlers.
 
-    As a context, for the time of the run. Outside the main thread, where Python takes no signals, it does nothing, and
-    so it does in a fork.
+    As a context, for the time of the run. Outside the main thread, where Python takes no signals, it does nothing.
 
     Handlers run in the main thread, between two of its steps in Python. So a thread of its own is told of signals
     by the interpreter, at once, and keeps the time also where the main thread compiles or hangs.
@@ -101,8 +100,11 @@ class SignalStop:
         self._mouth.close()
 
     def forget(self) -> None:
-        """Leave signals in a fork to whom they were left before."""
+        """Let SIGTERM end a fork again, as a pool has it; what a whole group gets is its parent's business."""
+        mine = [number for number in (signal.SIGINT, signal.SIGUSR1) if self._takes(number)]
         self._put_back()
+        for number in mine:
+            signal.signal(number, _leave_to_parent)
         self._stop_listening()
         self._former = {}  # the parent's thread is not to be told when this process leaves the run
 
@@ -223,6 +225,10 @@ def _forget_all() -> None:
     for stop in list(_live):
         stop.forget()
     _live.clear()
+
+
+def _leave_to_parent(*_: object) -> None:
+    """Do nothing. Unlike SIG_IGN, this is not passed on to a program that the fork starts."""
 
 
 def _is_at_terminal() -> bool:

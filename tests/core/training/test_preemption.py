@@ -197,7 +197,7 @@ def test_a_second_signal_ends_one_that_hangs_where_no_handler_is_run(tmp_path):
         assert process.end() == 128 + signal.SIGTERM
 
 
-def test_what_a_step_forks_is_ended_by_signals_as_ever(tmp_path):
+def test_what_a_step_forks_is_ended_by_sigterm_and_leaves_what_a_group_gets_to_its_parent(tmp_path):
     with started(tmp_path, "step with a fork") as process:
         assert process.end() == 0, process.text
     assert f"at step with a fork: {-signal.SIGTERM}" in process.text
