@@ -37,7 +37,6 @@ FILES = {
         "parting": "jax waits for minutes at an end, or aborts the others",
         "prefetch": "maps over iterables of batches, as JAX's users know them",
         "records": "jax must be told which records are pytrees",
-        "rendezvous": "jax ends a process that waits in vain for another one",
         "rows": "gathers the rows of the loader in memory",
         "update": "the compiled step of LossModel, a pure function; on torch it is a method",
     },

@@ -17,6 +17,8 @@ import torch.distributed
 from parhelion.errors import WorldError
 from parhelion.processes import Launched, World, find_launched, open_world
 
+from .rendezvous import open_store
+
 __all__ = ["discover_world", "leave_at_exit", "telling_what_broke"]
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "connectFullMesh", "NCCL error")
@@ -77,7 +79,11 @@ def _join(launched: Launched, device: torch.device | None) -> None:
         os.environ.setdefault(name, value)
     try:
         torch.distributed.init_process_group(
-            backend, rank=launched.rank, world_size=launched.size, device_id=device if is_on_gpu else None
+            backend,
+            store=open_store(launched.rank, launched.size),
+            rank=launched.rank,
+            world_size=launched.size,
+            device_id=device if is_on_gpu else None,
         )
     except (RuntimeError, ValueError) as error:
         raise WorldError(
