@@ -60,7 +60,8 @@ def agree(store: Any, rank: int, size: int, seconds: float) -> str:
                 store.set(f"parhelion/go/{word}", "1")
                 return word
         elif call := _read(store, "call"):
-            word, called = json.loads(call)
+            parsed: list[Any] = json.loads(call)
+            word, called = str(parsed[0]), parsed[1]
             if called[rank : rank + 1] == [own]:
                 store.set(f"parhelion/heard/{word}/{rank}", "1")
                 if _read(store, f"go/{word}"):
