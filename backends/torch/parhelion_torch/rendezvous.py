@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch.distributed
 
@@ -60,8 +60,7 @@ def agree(store: Any, rank: int, size: int, seconds: float) -> str:
                 store.set(f"parhelion/go/{word}", "1")
                 return word
         elif call := _read(store, "call"):
-            parsed: list[Any] = json.loads(call)
-            word, called = str(parsed[0]), parsed[1]
+            word, called = cast("tuple[str, list[str]]", json.loads(call))
             if called[rank : rank + 1] == [own]:
                 store.set(f"parhelion/heard/{word}/{rank}", "1")
                 if _read(store, f"go/{word}"):
