@@ -21,9 +21,8 @@ __all__ = ["TrainerOptions"]
 
 
 def _place(value: str | os.PathLike[str] | RemotePath | None) -> Place | None:
-    if isinstance(value, str) and "://" in value:
-        return as_place(value)
-    return value if isinstance(value, RemotePath) else _path(value)
+    # Anything else comes to the check that follows as it is.
+    return as_place(value) if isinstance(value, (str, Path, RemotePath)) else _path(value)
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

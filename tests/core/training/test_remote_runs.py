@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,9 +62,12 @@ def test_a_checkpoint_can_be_written_to_a_store_by_hand(root) -> None:
     np.testing.assert_array_equal(model.weights, oracle.weights)
 
 
-def test_a_url_without_a_place_is_refused() -> None:
+def test_a_url_without_a_place_or_with_one_slash_is_refused() -> None:
     with pytest.raises(InvalidValueError, match=r"URL is 's3://'; expected '<scheme>://<place>'"):
         make_trainer(chkpt_root="s3://")
+    for root in ("s3:/bucket/runs", Path("s3://bucket/runs")):
+        with pytest.raises(InvalidValueError, match=r"path is 's3:/bucket/runs'; expected"):
+            make_trainer(chkpt_root=root)
 
 
 def test_a_scheme_that_nobody_knows_is_refused_before_the_run() -> None:
