@@ -66,7 +66,7 @@ def test_a_url_without_a_place_or_with_one_slash_is_refused() -> None:
     with pytest.raises(InvalidValueError, match=r"URL is 's3://'; expected '<scheme>://<place>'"):
         make_trainer(chkpt_root="s3://")
     for root in ("s3:/bucket/runs", Path("s3://bucket/runs")):
-        with pytest.raises(InvalidValueError, match=r"path is 's3:/bucket/runs'; expected"):
+        with pytest.raises(InvalidValueError, match=r"path is 's3:/bucket/runs', a URL that was made a Path; expected"):
             make_trainer(chkpt_root=root)
 
 
