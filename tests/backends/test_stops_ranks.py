@@ -159,7 +159,7 @@ def test_a_rank_whose_data_hangs_ends_all_by_the_deadline_and_costs_what_came_be
     go_on(backend, root, folder_of(backend), repeated=1)
 
 
-@ON_EACH
+@pytest.mark.parametrize("backend", ["torch"])
 def test_a_second_signal_ends_the_rank_at_once_and_the_others_with_it(backend, tmp_path) -> None:
     pytest.importorskip(f"parhelion_{backend}")
     fault = {"point": "step", "at": 2, "rank": 0, "act": "hang"}
