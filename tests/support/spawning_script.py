@@ -92,7 +92,7 @@ def end(statuses):
 
 
 def case_end():
-    for statuses in ([0, 3], [-9, 0], [0, 0]):
+    for statuses in ([0, 3], [-9, 0], [0, 75], [0, 0]):
         try:
             print("returned:", spawn(end, [statuses], 2, grace=1), flush=True)
         except WorldError as error:

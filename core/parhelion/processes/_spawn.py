@@ -21,6 +21,7 @@ from parhelion.errors import WorldError
 
 from ._crew import Command, Crew
 from ._launch import describe_ranks
+from ._overdue import OVERDUE, PREEMPTED
 
 __all__ = ["spawn", "work"]
 
@@ -110,6 +111,8 @@ def _explain(rank: int, status: int, outcome: _Outcome | None) -> WorldError:
         with contextlib.suppress(Exception):  # it cannot be made again here
             error.__cause__ = pickle.loads(outcome.value or b"")  # noqa: S301 - from a process of ours
         return error
+    if outcome is None and status == PREEMPTED:
+        return WorldError(f"process {rank} ended with status {status}: {OVERDUE}.")
     how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
     when = "before the function returned" if outcome is None else "after the function had returned"
     return WorldError(f"process {rank} ended {how} {when}; expected status 0. See what it has printed.")

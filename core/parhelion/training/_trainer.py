@@ -249,7 +249,7 @@ class Trainer(TrainerParts):
         except Exception as error:
             overdue = is_overdue(error)
             self.error, self.stop_reason = error, "preempted" if overdue else "error"
-            refused = isinstance(error, ParhelionError) and not self._begun
+            refused = isinstance(error, ParhelionError) and not self._begun and not overdue
             if refused or isinstance(error, tuple(allowed)):
                 raise
             if overdue:

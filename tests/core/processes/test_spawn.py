@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from parhelion.errors import WorldError
-from parhelion.processes import SharedQueue
+from parhelion.processes import OVERDUE, SharedQueue
 from parhelion.processes._queue import _FarEnd
 from support import ranks
 from support.ranks import environment
@@ -76,6 +76,7 @@ def test_a_process_that_ends_without_a_result_is_named() -> None:
     assert [line for line in run("end").splitlines() if line.startswith(("caught", "returned"))] == [
         f"caught: process 1 ended with status 3 {rest}",
         f"caught: process 0 ended by SIGKILL {rest}",
+        f"caught: process 1 ended with status 75: {OVERDUE}.",
         "returned: [None, None]",
     ]
 
