@@ -1,21 +1,16 @@
 """Checkpoints: a tree of state to verified bytes on disk and back, without pickle."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+from parhelion._later import import_later as _import_later
+
 from ._arrays import ArrayAdapter as ArrayAdapter
 from ._arrays import HostArray as HostArray
 from ._arrays import Part as Part
 from ._arrays import ShardedArray as ShardedArray
 from ._arrays import dense_strides as dense_strides
 from ._background import Saver as Saver
-from ._difference import ArrayDifference as ArrayDifference
-from ._difference import Difference as Difference
-from ._difference import ValueDifference as ValueDifference
-from ._difference import diff as diff
 from ._hold import Hold as Hold
-from ._inspection import ArraySummary as ArraySummary
-from ._inspection import Problem as Problem
-from ._inspection import Summary as Summary
-from ._inspection import show as show
-from ._inspection import verify as verify
 from ._lock import RunLock as RunLock
 from ._names import checkpoint_name as checkpoint_name
 from ._pins import is_pinned as is_pinned
@@ -47,10 +42,31 @@ from ._types import get_trainer_safe_types_for_load as get_trainer_safe_types_fo
 from ._types import register_trainer_types_for_safe_load as register_trainer_types_for_safe_load
 from ._types import register_value_type as register_value_type
 from ._types import value_types as value_types
-from ._weights_out import export_weights as export_weights
-from ._weights_out import read_weights as read_weights
 from ._writer import begin_shared as begin_shared
 from ._writer import commit_shared as commit_shared
 from ._writer import save_checkpoint as save_checkpoint
 from ._writer import write_checkpoint as write_checkpoint
 from ._writer import write_shard as write_shard
+
+if _TYPE_CHECKING:
+    from ._difference import ArrayDifference as ArrayDifference
+    from ._difference import Difference as Difference
+    from ._difference import ValueDifference as ValueDifference
+    from ._difference import diff as diff
+    from ._inspection import ArraySummary as ArraySummary
+    from ._inspection import Problem as Problem
+    from ._inspection import Summary as Summary
+    from ._inspection import show as show
+    from ._inspection import verify as verify
+    from ._weights_out import export_weights as export_weights
+    from ._weights_out import read_weights as read_weights
+
+# Tools for people, which no run needs: 20 ms.
+__getattr__, __dir__ = _import_later(
+    __name__,
+    {
+        "_difference": "ArrayDifference Difference ValueDifference diff",
+        "_inspection": "ArraySummary Problem Summary show verify",
+        "_weights_out": "export_weights read_weights",
+    },
+)
