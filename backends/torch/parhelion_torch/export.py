@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from parhelion.checkpoint import RemotePath, read_weights
+from parhelion.checkpoint import RemotePath, open_whole, read_weights
 from parhelion.errors import CheckpointError
 
 from .arrays import Arrays
@@ -47,24 +45,11 @@ def export_state_dict(
     tensors = {id(array): adapter.decode(array) for array in {id(each): each for each in arrays.values()}.values()}
     state: OrderedDict[str, Any] = OrderedDict((name, tensors[id(array)]) for name, array in arrays.items())
     try:
-        _save_whole(state, Path(target))
+        with open_whole(Path(target)) as stream:
+            torch.save(state, stream)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"weights could not be written to {target} ({error}); expected a writable folder with room for them. What "
             "was there before is untouched."
         ) from error
     return list(state)
-
-
-def _save_whole(state: OrderedDict[str, Any], file: Path) -> None:
-    draft = file.with_name(f".{file.name}.{os.urandom(4).hex()}")
-    try:
-        with draft.open("xb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise

@@ -59,6 +59,7 @@ if _TYPE_CHECKING:
     from ._inspection import show as show
     from ._inspection import verify as verify
     from ._weights_out import export_weights as export_weights
+    from ._weights_out import open_whole as open_whole
     from ._weights_out import read_weights as read_weights
 
 # Tools for people, which no run needs: 20 ms.
@@ -67,6 +68,6 @@ __getattr__, __dir__ = _import_later(
     {
         "_difference": "ArrayDifference Difference ValueDifference diff",
         "_inspection": "ArraySummary Problem Summary show verify",
-        "_weights_out": "export_weights read_weights",
+        "_weights_out": "export_weights open_whole read_weights",
     },
 )

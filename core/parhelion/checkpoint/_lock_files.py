@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ._holders import Holder
@@ -131,7 +132,7 @@ class FlockedFile:
             os.close(descriptor)
 
 
-class _Entry:
+class _Entry(ABC):
     """What the two marks without a kernel's lock share: the entry itself says whose it is."""
 
     def __init__(self) -> None:
@@ -162,11 +163,13 @@ class _Entry:
         found = self.read()
         return found is not None and found == self._holder
 
+    @abstractmethod
     def read(self) -> Holder | None:
-        raise NotImplementedError
+        """Return who the entry says holds the lock; None if there is none, or none that can be read."""
 
+    @abstractmethod
     def delete(self) -> None:
-        raise NotImplementedError
+        """Remove the entry."""
 
 
 class FileMark(_Entry):

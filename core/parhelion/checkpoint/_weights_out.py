@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from parhelion.errors import CheckpointError, CheckpointMismatchError, InvalidValueError
 
@@ -17,12 +17,12 @@ from ._safetensors import has_dtype, lay_out
 from ._skeletons import array_in, leaves_of, node_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
     from ._arrays import HostArray
     from ._places import Where
 
-__all__ = ["export_weights", "read_weights"]
+__all__ = ["export_weights", "open_whole", "read_weights"]
 
 
 def read_weights(
@@ -93,7 +93,8 @@ def export_weights(
     if file.is_dir():
         raise InvalidValueError(f"target is {str(file)!r}, a folder; expected a file. Add a name to it.")
     try:
-        _write_whole(file, arrays)
+        with open_whole(file) as stream:
+            _write_all(stream, arrays)
     except OSError as error:
         raise CheckpointError(
             f"weights could not be written to {file} ({error.strerror or error}); expected a writable folder with "
@@ -102,14 +103,13 @@ def export_weights(
     return list(arrays)
 
 
-def _write_whole(file: Path, arrays: Mapping[str, HostArray]) -> None:
-    header, starts = lay_out(arrays)
+@contextlib.contextmanager
+def open_whole(file: Path) -> Generator[BinaryIO]:
+    """Open a file for writing: it is there, durable, once the context is left without an error, else as before."""
     draft = file.with_name(f".{file.name}.{os.urandom(4).hex()}")
     try:
         with draft.open("xb") as stream:
-            stream.write(header)
-            for name in starts:
-                stream.write(arrays[name].data.data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(file)
@@ -117,6 +117,12 @@ def _write_whole(file: Path, arrays: Mapping[str, HostArray]) -> None:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
+
+
+def _write_all(stream: BinaryIO, arrays: Mapping[str, HostArray]) -> None:
+    header, starts = lay_out(arrays)
+    stream.write(header)
+    stream.writelines(arrays[name].data.data for name in starts)
 
 
 def _join(keys: Sequence[object]) -> str:

@@ -26,7 +26,7 @@ from parhelion.checkpoint import (
 from parhelion.errors import CheckpointError, WorldError
 
 from ._protocols import World
-from ._together import let_first_act
+from ._together import act_in_turn, let_first_act
 
 __all__ = ["Request", "Saving"]
 
@@ -126,8 +126,7 @@ class Saving:
             CheckpointError: it has failed.
             WorldError: it has failed in another process.
         """
-        self._saver.wait()
-        let_first_act(self._world, lambda: None, "saving a checkpoint")
+        act_in_turn(self._world, self._saver.wait, "saving a checkpoint")
 
     @property
     def is_busy(self) -> bool:
